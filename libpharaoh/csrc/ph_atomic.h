@@ -1,0 +1,23 @@
+/* The only place that names memory orders. docs/memory-ordering.md lists every pair that is built from these. */
+#ifndef PH_ATOMIC_H
+#define PH_ATOMIC_H
+
+#include <stdint.h>
+
+/* Data whose publication is ordered by another word. */
+static inline uint64_t ph_load_relaxed(const uint64_t *word) { return __atomic_load_n(word, __ATOMIC_RELAXED); }
+static inline void ph_store_relaxed(uint64_t *word, uint64_t value) { __atomic_store_n(word, value, __ATOMIC_RELAXED); }
+
+/* A word that publishes what was stored before it, and its reader. */
+static inline uint64_t ph_load_acquire(const uint64_t *word) { return __atomic_load_n(word, __ATOMIC_ACQUIRE); }
+static inline void ph_store_release(uint64_t *word, uint64_t value) { __atomic_store_n(word, value, __ATOMIC_RELEASE); }
+
+/* "I store mine, then look at yours" on both sides: at least one of the two sees the other's store. */
+static inline uint64_t ph_load_seq_cst(const uint64_t *word) { return __atomic_load_n(word, __ATOMIC_SEQ_CST); }
+static inline void ph_store_seq_cst(uint64_t *word, uint64_t value) { __atomic_store_n(word, value, __ATOMIC_SEQ_CST); }
+
+/* A lock word between the threads of one process. */
+static inline int ph_lock_try(uint64_t *word) { return __atomic_exchange_n(word, 1, __ATOMIC_ACQUIRE) == 0; }
+static inline void ph_lock_release(uint64_t *word) { __atomic_store_n(word, 0, __ATOMIC_RELEASE); }
+
+#endif
