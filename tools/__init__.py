@@ -1,0 +1,1 @@
+"""The project's own tools: generated files, house rules, mutants."""
