@@ -16,6 +16,17 @@ static inline void ph_store_release(uint64_t *word, uint64_t value) { __atomic_s
 static inline uint64_t ph_load_seq_cst(const uint64_t *word) { return __atomic_load_n(word, __ATOMIC_SEQ_CST); }
 static inline void ph_store_seq_cst(uint64_t *word, uint64_t value) { __atomic_store_n(word, value, __ATOMIC_SEQ_CST); }
 
+/* Keeps the compiler from moving memory accesses across; orders this thread against its own signal handlers and fork. */
+static inline void ph_compiler_barrier(void) { __asm__ volatile("" ::: "memory"); }
+
+static inline void ph_cpu_relax(void) {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#else
+    ph_compiler_barrier();
+#endif
+}
+
 /* A lock word between the threads of one process. */
 static inline int ph_lock_try(uint64_t *word) { return __atomic_exchange_n(word, 1, __ATOMIC_ACQUIRE) == 0; }
 static inline void ph_lock_release(uint64_t *word) { __atomic_store_n(word, 0, __ATOMIC_RELEASE); }

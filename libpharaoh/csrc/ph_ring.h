@@ -27,7 +27,8 @@ enum ph_ring_status {
 };
 
 /*
- * Maps the three descriptors of an `attach` reply (they may be closed afterwards, the doorbell is duplicated).
+ * Maps two descriptors of an `attach` reply, which may be closed afterwards. The doorbell stays the caller's, who keeps
+ * it open until after ph_ring_close(), and who alone can close it in a forked child.
  * skew_ns is added to every deadline: non-zero only when client and worker see different monotonic clocks.
  * Returns NULL with errno set; EPROTO when the segment is not a ring of this version.
  */

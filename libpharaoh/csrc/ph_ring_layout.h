@@ -26,7 +26,7 @@ enum ph_ring_state { PH_RING_OPEN = 0, PH_RING_CLOSED = 1 };
 
 /* How the worker answered a strict request. */
 enum ph_strict_status {
-    PH_STRICT_OK = 0,      /* value: the tick */
+    PH_STRICT_OK = 0,      /* value: the id */
     PH_STRICT_MOVED = 1,   /* value: the coordinator that now serves requests without a key */
     PH_STRICT_REFUSED = 2, /* value: the error's code (ph_errors.h) */
 };
@@ -68,13 +68,13 @@ struct ph_grants_segment {
 
 struct ph_client_segment {
     uint64_t cursor;  /* grants ever taken */
-    uint64_t waiting; /* 1 while the client sleeps on `head` */
+    uint64_t waiting; /* h + 1: a thread of the client may sleep until `head` moves on from h */
     uint8_t pad0[112];
 
     uint64_t request_number; /* strict requests ever posted */
-    uint64_t request_after;  /* tick that the answer must exceed, or 0 */
+    uint64_t request_after;  /* id that the answer must exceed, or 0 */
     uint64_t request_flags;
-    uint64_t request_waiting; /* 1 while the client sleeps on `answer_number` */
+    uint64_t request_waiting; /* n: the client may sleep until request n is answered */
     uint8_t pad1[96];
 };
 
