@@ -190,9 +190,6 @@ class Host:
     def coordinator_socket_path(self, coordinator: int) -> str:
         return os.path.join(self.coordinators_dir, f"{coordinator:04d}.sock")
 
-    def obelisk_path(self, coordinator: int) -> str:
-        return os.path.join(self.state_dir, "obelisks", f"{coordinator:04d}.obelisk")
-
 
 @dataclass(frozen=True, slots=True)
 class Obelisk:

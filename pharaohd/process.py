@@ -1,0 +1,180 @@
+"""What the supervisor needs of the kernel: titles, forks, descriptors, signals, systemd. The only import of setproctitle.
+
+Invariants
+- A child is known by its pidfd from birth until it is reaped through it; its process id is for people to read.
+- From before the fork until the child has dropped the supervisor's handlers all signals are blocked: the wake-up pipe
+  is shared by fork, and a signal handled in the child would be taken for one sent to the supervisor.
+- A child keeps the descriptors it was given and no other, so a dead supervisor's end of a stream is closed for good.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import signal
+import socket
+import time
+import traceback
+from collections.abc import Callable, Iterable, MutableMapping
+from dataclasses import dataclass
+from typing import NoReturn
+
+from setproctitle import setproctitle
+
+STDERR = 2
+CRASH_STATUS = 72  # INTERNAL of spec/errors.toml
+SYSTEMD_VARIABLES = ("NOTIFY_SOCKET", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "WATCHDOG_PID", "WATCHDOG_USEC")
+
+# A terminal sends these to the whole foreground group; the supervisor alone decides what they mean for its workers.
+IGNORED_BY_CHILDREN = (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE)
+
+
+def set_title(role: str) -> None:
+    """role: "supervisor" or "worker 0042"."""
+    setproctitle(f"pharaohd: {role}")
+
+
+@dataclass(frozen=True, slots=True)
+class Child:
+    """A forked process that was not reaped yet."""
+
+    pid: int
+    pidfd: int
+
+    def send(self, number: signal.Signals) -> None:
+        """Does nothing when the child has ended."""
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self.pidfd, number)
+
+    def reap(self) -> int:
+        """Waits for the end and closes the pidfd. The exit status, or 128 + the number of the killing signal."""
+        result = os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED)
+        os.close(self.pidfd)
+        assert result is not None
+        return result.si_status if result.si_code == os.CLD_EXITED else 128 + result.si_status
+
+
+def fork(run: Callable[[], int], keep: Iterable[int]) -> Child:
+    """Starts a child that ends with the status that `run` returns.
+
+    keep: descriptors that the child keeps besides standard input, output and error. Raises OSError.
+    """
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        pid = os.fork()
+        if pid == 0:
+            _be_child(run, keep)
+        try:
+            return Child(pid, os.pidfd_open(pid))
+        except OSError:  # EMFILE: a child that cannot be watched must not live
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            raise
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+
+def _be_child(run: Callable[[], int], keep: Iterable[int]) -> NoReturn:
+    status = CRASH_STATUS
+    try:
+        _reset_signals()
+        close_descriptors(keep)
+        status = run()
+    except BaseException:  # noqa: BLE001 - nothing may return into the supervisor's frames
+        with contextlib.suppress(OSError):
+            os.write(STDERR, traceback.format_exc().encode())
+    finally:
+        os._exit(status)
+
+
+def _reset_signals() -> None:
+    signal.set_wakeup_fd(-1)
+    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+        # glibc keeps the first real-time signals for itself
+        with contextlib.suppress(OSError):
+            signal.signal(number, signal.SIG_IGN if number in IGNORED_BY_CHILDREN else signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, set())
+
+
+def close_descriptors(keep: Iterable[int]) -> None:
+    """Closes every descriptor but 0, 1, 2 and `keep`. Python objects that own the others must not be used again."""
+    edges = [STDERR, *sorted(set(keep) - {0, 1, STDERR}), resource.getrlimit(resource.RLIMIT_NOFILE)[1]]
+    for low, high in zip(edges, edges[1:], strict=False):
+        os.closerange(low + 1, high)
+
+
+def raise_descriptor_limit() -> None:
+    """The soft limit of 1024 is meant for select(); nothing here uses it."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+class Wakeup:
+    """Signals as bytes on a pipe: the handlers only enqueue, the loop acts."""
+
+    def __init__(self, numbers: Iterable[signal.Signals]) -> None:
+        self.descriptor, self._write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._previous = {number: signal.signal(number, lambda *_: None) for number in numbers}
+        self._previous_fd = signal.set_wakeup_fd(self._write_end, warn_on_full_buffer=False)
+
+    def received(self) -> list[signal.Signals]:
+        try:
+            numbers = os.read(self.descriptor, 4096)
+        except BlockingIOError:
+            return []
+        return [signal.Signals(number) for number in numbers]
+
+    def close(self) -> None:
+        signal.set_wakeup_fd(self._previous_fd)
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        os.close(self.descriptor)
+        os.close(self._write_end)
+
+
+class Notifier:
+    """systemd's notification protocol (sd_notify), for Type=notify. Without NOTIFY_SOCKET it says nothing."""
+
+    def __init__(self, environ: MutableMapping[str, str]) -> None:
+        """Takes systemd's variables out of `environ`, so that no child speaks to systemd in the daemon's name."""
+        taken = {name: environ.pop(name, "") for name in SYSTEMD_VARIABLES}
+        address = taken["NOTIFY_SOCKET"]
+        self._address = "\0" + address[1:] if address.startswith("@") else address
+
+    def send(self, *lines: str) -> None:
+        if not self._address:
+            return
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as datagrams:
+            datagrams.setblocking(False)
+            datagrams.sendto("\n".join(lines).encode(), self._address)
+
+    def ready(self) -> None:
+        self.send("READY=1")
+
+    def reloading(self) -> None:
+        self.send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+
+    def stopping(self) -> None:
+        self.send("STOPPING=1")
+
+
+def file_system_type(path: str) -> str:
+    """The type of the file system that holds `path`, as /proc/self/mountinfo has it: "ext4", "nfs4", "fuse.sshfs".
+
+    By name and not by statfs's number: the number is the same for every FUSE file system. "" where there is no /proc.
+    Raises OSError when `path` cannot be opened.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        with open(f"/proc/self/fdinfo/{descriptor}", encoding="ascii") as file:
+            mount_id = next((line.split()[1] for line in file if line.startswith("mnt_id:")), "")
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+            for line in file:
+                if line.split(" ", 1)[0] == mount_id:
+                    return line.rpartition(" - ")[2].split()[0]
+    except FileNotFoundError:
+        return ""
+    finally:
+        os.close(descriptor)
+    return ""
