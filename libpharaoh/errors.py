@@ -290,7 +290,9 @@ class SocketPathError(StartError):
 
 
 class SocketTakenError(StartError):
-    """SOCKET_TAKEN (7005): the socket's path is taken by another program or by something that is not a socket."""
+    """SOCKET_TAKEN (7005): the socket's path is taken by another program or by something that is not a
+    socket.
+    """
 
     code = 7005
     name = "SOCKET_TAKEN"
@@ -400,7 +402,9 @@ class ClockError(StartError):
 
 
 class NetworkFileSystemError(StartError):
-    """NETWORK_FILE_SYSTEM (7014): the state directory lies on a network file system, whose locks and syncs cannot be relied on."""
+    """NETWORK_FILE_SYSTEM (7014): the state directory lies on a network file system, whose locks and syncs
+    cannot be relied on.
+    """
 
     code = 7014
     name = "NETWORK_FILE_SYSTEM"
@@ -433,7 +437,9 @@ class ManifestError(StartError):
 
 
 class SyncFailedError(StartError):
-    """SYNC_FAILED (7101): a write or sync of the Obelisk failed; the worker gave up at once and its successor reserves anew."""
+    """SYNC_FAILED (7101): a write or sync of the Obelisk failed; the worker gave up at once and its successor
+    reserves anew.
+    """
 
     code = 7101
     name = "SYNC_FAILED"
