@@ -1,4 +1,4 @@
-"""What the supervisor needs of the kernel: titles, forks, descriptors, signals, systemd. The only import of setproctitle.
+"""What the supervisor needs of the kernel: titles, forks, descriptors, signals. The only import of setproctitle.
 
 Invariants
 - A child is known by its pidfd from birth until it is reaped through it; its process id is for people to read.
@@ -10,6 +10,7 @@ Invariants
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import resource
 import signal
@@ -22,8 +23,10 @@ from typing import NoReturn
 
 from setproctitle import setproctitle
 
+from libpharaoh.errors import InternalError
+
 STDERR = 2
-CRASH_STATUS = 72  # INTERNAL of spec/errors.toml
+DESCRIPTOR_MAX = (1 << 31) - 1
 SYSTEMD_VARIABLES = ("NOTIFY_SOCKET", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "WATCHDOG_PID", "WATCHDOG_USEC")
 
 # A terminal sends these to the whole foreground group; the supervisor alone decides what they mean for its workers.
@@ -76,7 +79,7 @@ def fork(run: Callable[[], int], keep: Iterable[int]) -> Child:
 
 
 def _be_child(run: Callable[[], int], keep: Iterable[int]) -> NoReturn:
-    status = CRASH_STATUS
+    status = InternalError.exit_status or 1
     try:
         _reset_signals()
         close_descriptors(keep)
@@ -99,8 +102,8 @@ def _reset_signals() -> None:
 
 def close_descriptors(keep: Iterable[int]) -> None:
     """Closes every descriptor but 0, 1, 2 and `keep`. Python objects that own the others must not be used again."""
-    edges = [STDERR, *sorted(set(keep) - {0, 1, STDERR}), resource.getrlimit(resource.RLIMIT_NOFILE)[1]]
-    for low, high in zip(edges, edges[1:], strict=False):
+    edges = [STDERR, *sorted(set(keep) - {0, 1, STDERR}), DESCRIPTOR_MAX]
+    for low, high in itertools.pairwise(edges):
         os.closerange(low + 1, high)
 
 

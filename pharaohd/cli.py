@@ -1,0 +1,69 @@
+"""The command `pharaohd`: settings in, exit status out."""
+
+from __future__ import annotations
+
+import os
+import sys
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import click
+
+from libpharaoh.errors import StartError
+from pharaohd import log
+from pharaohd import settings as settings_module
+from pharaohd.settings import Settings
+
+
+def version_text() -> str:
+    try:
+        return version("pharaoh")
+    except PackageNotFoundError:
+        return "unknown (run from a source tree)"
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--config", metavar="FILE", type=click.Path(path_type=Path), envvar="PHARAOHD_CONFIG", help="The settings, in TOML."
+)
+@click.option(
+    "--dir", "directory", metavar="DIR", type=click.Path(path_type=Path),
+    help="Keep everything under DIR, for this user alone: a throw-away or single-user daemon.",
+)  # fmt: skip
+@click.option("--validate", is_flag=True, help="Check the settings and exit.")
+@click.version_option(version_text(), prog_name="pharaohd")
+def main(config: Path | None, directory: Path | None, validate: bool) -> None:
+    """Hands out unique, time-ordered 64-bit ids to the processes of this host.
+
+    SIGTERM and SIGINT stop it, SIGQUIT stops it without waiting, SIGHUP reads the settings again. The exit status
+    tells why it could not serve: docs/errors.md.
+    """
+    load = partial(settings_module.load, config, directory, dict(os.environ))
+    try:
+        settings = load()
+        if validate:
+            click.echo("pharaohd: the settings are valid")
+            return
+        serve(settings, load)
+    except StartError as error:
+        sys.exit(report(error))
+
+
+def serve(settings: Settings, load: partial[Settings]) -> None:
+    # Here and not above: --validate and --help need no core. All before the first fork, so that workers share it.
+    from pharaohd import obelisk, worker
+    from pharaohd.supervisor import Supervisor
+
+    def create(coordinator: int, path: str) -> None:
+        obelisk.create(path, obelisk.identity_for(settings, coordinator))
+
+    log.configure(settings.log.level, settings.log.format)
+    Supervisor(settings, worker.run, create, load).run()
+
+
+def report(error: StartError) -> int:
+    """Says what is wrong and what mends it; the exit status."""
+    detail = f": {error.detail}" if error.detail else ""
+    click.echo(f"pharaohd: {error.name}: {error.message}{detail}\n  remedy: {error.hint}", err=True)
+    return error.exit_status or 1
