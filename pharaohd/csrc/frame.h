@@ -1,0 +1,82 @@
+/*
+ * MessagePack-RPC frames: finding their end, reading requests, writing replies.
+ *
+ * Invariants
+ * - Every length is checked against what has arrived before a byte behind it is read, and against the frame limit before
+ *   anything is taken for it: a header that announces more than PH_FRAME_BYTES_MAX is malformed at once.
+ * - Nesting is bounded; the scanner keeps its place, so that each byte is looked at once however slowly it arrives.
+ * - Readers never move past `end`; after a failure the reader stays failed.
+ */
+#ifndef PH_FRAME_H
+#define PH_FRAME_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#define PH_FRAME_BYTES_MAX 65536
+#define PH_FRAME_DEPTH_MAX 8
+
+enum ph_scan_result { PH_SCAN_MORE = 0, PH_SCAN_FRAME = 1, PH_SCAN_MALFORMED = 2 };
+
+/* The place in a frame that has arrived in part. All zero: before a frame's first byte. */
+struct ph_scan {
+    uint32_t position; /* may lie beyond the bytes that have arrived */
+    uint32_t depth;
+    uint32_t left[PH_FRAME_DEPTH_MAX]; /* values still to come, by depth */
+};
+
+/* `data` begins with the frame. On PH_SCAN_FRAME scan->position is its length; the caller resets the scan. */
+enum ph_scan_result ph_frame_scan(struct ph_scan *scan, const uint8_t *data, size_t length);
+
+struct ph_reader {
+    const uint8_t *at;
+    const uint8_t *end;
+    int failed;
+};
+
+struct ph_bytes {
+    const uint8_t *data;
+    uint32_t length;
+};
+
+/* Each reads one value of the given kind; any other kind fails the reader. */
+uint32_t ph_read_array(struct ph_reader *reader);
+uint64_t ph_read_uint(struct ph_reader *reader);
+struct ph_bytes ph_read_text(struct ph_reader *reader); /* str */
+struct ph_bytes ph_read_key(struct ph_reader *reader);  /* str or bin */
+int ph_read_nil(struct ph_reader *reader);              /* takes a nil if there is one */
+
+struct ph_request {
+    uint32_t message_id;
+    struct ph_bytes method;
+    uint32_t param_count;
+    struct ph_reader params;
+};
+
+enum ph_message_kind { PH_MESSAGE_BAD = -1, PH_MESSAGE_REQUEST = 0, PH_MESSAGE_RESPONSE = 1, PH_MESSAGE_NOTIFICATION = 2 };
+
+/* `frame` is one whole frame. For a response only message_id and params (error and result, raw) are filled in. */
+enum ph_message_kind ph_frame_read(const uint8_t *frame, size_t length, struct ph_request *request);
+
+/* Appends to `out`; the caller has made sure that there is room (PH_REPLY_BYTES_MAX per reply). */
+struct ph_writer {
+    uint8_t *data;
+    size_t length;
+    size_t capacity;
+};
+
+#define PH_REPLY_BYTES_MAX 16384
+
+void ph_put_array(struct ph_writer *writer, uint32_t count);
+void ph_put_map(struct ph_writer *writer, uint32_t count);
+void ph_put_uint(struct ph_writer *writer, uint64_t value);
+void ph_put_text(struct ph_writer *writer, const char *text);
+void ph_put_bool(struct ph_writer *writer, int value);
+void ph_put_nil(struct ph_writer *writer);
+void ph_put_raw(struct ph_writer *writer, const void *data, size_t length);
+/* The head of a successful reply: the result follows. */
+void ph_put_reply(struct ph_writer *writer, uint32_t message_id);
+/* A whole error reply, from the table of spec/errors.toml; `detail` may be NULL. */
+void ph_put_error(struct ph_writer *writer, uint32_t message_id, int code, const char *detail);
+
+#endif
