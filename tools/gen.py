@@ -15,7 +15,7 @@ import argparse
 import sys
 import textwrap
 import tomllib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -293,24 +293,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="tools.gen", description="Writes the generated files.")
     parser.add_argument("--check", action="store_true", help="write nothing; fail when a file is out of date")
     check = parser.parse_args(argv).check
-    stale = [path for path, text in generated(ROOT).items() if update(ROOT / path, text, check)]
+    stale = [path for path, text in generated(ROOT) if update(ROOT / path, text, check)]
     for path in stale:
         print(f"{path}: out of date; run `python -m tools.gen`" if check else f"wrote {path}")
     return 1 if check and stale else 0
 
 
-def generated(root: Path) -> dict[str, str]:
-    """Path → text of every generated file."""
+def generated(root: Path) -> Iterator[tuple[str, str]]:
+    """Path and text of every generated file, one after the other."""
     errors = read_errors((root / "spec/errors.toml").read_text())
-    # Only here: the settings use the errors that this program makes.
+    yield "libpharaoh/csrc/ph_errors.h", errors_header(errors)
+    yield "libpharaoh/errors.py", errors_module(errors)
+    yield "docs/errors.md", errors_page(errors)
+    # Only now: the settings import what was just written (and the C modules: `make setup`).
     from pharaohd.settings import SETTINGS
 
-    return {
-        "libpharaoh/csrc/ph_errors.h": errors_header(errors),
-        "libpharaoh/errors.py": errors_module(errors),
-        "docs/errors.md": errors_page(errors),
-        "docs/settings.md": settings_page(SETTINGS),
-    }
+    yield "docs/settings.md", settings_page(SETTINGS)
 
 
 def update(path: Path, text: str, check: bool) -> bool:

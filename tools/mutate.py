@@ -1,0 +1,194 @@
+"""Proves that tests can fail: breaks the code in one place, and the named test must notice.
+
+    python -m tools.mutate [PART OF A NAME]...
+
+tests/mutants.toml lists the mutants:
+
+    [[mutant]]
+    name = "ceiling not awaited"
+    fault = "F1"                                # of docs and tests
+    file = "pharaohd/csrc/issuer.c"
+    find = "tick < ceiling"                     # must occur exactly once
+    replace = "1"
+    test = "tests/unit/test_issuer.py::test_x"  # or "csrc:test_issuer", "csrc-asan:…", "csrc-tsan:…"
+
+All happens in a copy of the tree. Every test first has to pass there on the code as it is; then, for one mutant after
+the other, the C modules that hold the file are built again and the test has to fail. The exit status is 1 when a
+mutant survives, does not build, or cannot be judged (its test is skipped: some need root).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import tomllib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+NOT_COPIED = (".git", ".venv", "build", "var", "__pycache__", "*.so", "*.o", "*.egg-info", ".*_cache", ".hypothesis")
+WATCHDOG_S = 300.0
+COMPILE = "import runpy, sys; runpy.run_path(sys.argv[1])['ffi'].compile(tmpdir='.')"
+
+CAUGHT = "caught"
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """One `[[mutant]]`."""
+
+    name: str
+    fault: str
+    file: str
+    find: str
+    replace: str
+    test: str
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a command did. `status` is None when the watchdog ended it."""
+
+    status: int | None
+    output: str
+
+
+class BuildError(Exception):
+    """The tree does not compile; the text is the compiler's."""
+
+
+def read_mutants(path: Path, parts: Sequence[str]) -> list[Mutant]:
+    """Those whose name or fault holds one of `parts` (all, without parts)."""
+    mutants = [Mutant(**entry) for entry in tomllib.loads(path.read_text()).get("mutant", [])]
+    return [m for m in mutants if not parts or any(part in m.name or part == m.fault for part in parts)]
+
+
+def run(tree: Path, *command: str) -> Outcome:
+    """Runs a command in the tree, with the tree's own packages before all others."""
+    environ = os.environ | {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
+    with tempfile.TemporaryFile("w+") as log:  # a file: a pipe would stay open in a daemon that a test leaves behind
+        process = subprocess.Popen(command, cwd=tree, env=environ, stdout=log, stderr=log, start_new_session=True)
+        status: int | None
+        try:
+            status = process.wait(WATCHDOG_S)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            status = None
+        log.seek(0)
+        return Outcome(status, log.read())
+
+
+def build_modules(tree: Path, packages: Sequence[str]) -> None:
+    for package in packages:
+        outcome = run(tree, sys.executable, "-c", COMPILE, f"{package}/_build.py")
+        if outcome.status != 0:
+            raise BuildError(outcome.output)
+
+
+def packages_of(tree: Path, file: str) -> list[str]:
+    """The packages whose C module is made from this file: the daemon's has the client's sources in it."""
+    if not file.endswith((".c", ".h", "_build.py")):
+        return []
+    users = {"libpharaoh": ["libpharaoh", "pharaohd"], "pharaohd": ["pharaohd"]}.get(file.split("/")[0], [])
+    return [package for package in users if (tree / package / "_build.py").exists()]
+
+
+def judge(tree: Path, test: str) -> str:
+    """Runs a test: "passed", "failed", or why neither can be said. Raises BuildError for a C test."""
+    kind, _, program = test.partition(":")
+    if kind.startswith("csrc"):
+        flavour = kind.removeprefix("csrc").removeprefix("-") or "plain"
+        built = run(tree, "make", "-C", "tests/csrc", f"build-{flavour}", f"TESTS={program}")
+        if built.status != 0:
+            raise BuildError(built.output)
+        return "passed" if run(tree, f"build/csrc/{flavour}/{program}").status == 0 else "failed"
+    outcome = run(tree, sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", test)
+    if outcome.status == 0:
+        return "passed" if re.search(r"\d+ passed", outcome.output) else "its test is skipped"
+    if outcome.status in (1, None) or outcome.status < 0:
+        return "failed"
+    return f"its test does not run (pytest's status {outcome.status})"
+
+
+@contextmanager
+def mutated(tree: Path, mutant: Mutant) -> Iterator[None]:
+    """The tree with the mutant in it, its C modules built; afterwards as it was."""
+    file = tree / mutant.file
+    text = file.read_text()
+    saved = {module: module.read_bytes() for module in tree.glob("*/_core*.so")}
+    try:
+        file.write_text(text.replace(mutant.find, mutant.replace))
+        # A C test compiles what it needs by itself.
+        build_modules(tree, [] if mutant.test.startswith("csrc") else packages_of(tree, mutant.file))
+        yield
+    finally:
+        file.write_text(text)
+        for module, content in saved.items():
+            module.unlink(missing_ok=True)  # a process that still maps it keeps its own
+            module.write_bytes(content)
+
+
+def verdict(tree: Path, mutant: Mutant, unmutated: str) -> str:
+    occurrences = (tree / mutant.file).read_text().count(mutant.find) if (tree / mutant.file).exists() else 0
+    if occurrences != 1:
+        return f"`find` occurs {occurrences} times"
+    if unmutated != "passed":
+        return f"unmutated: {unmutated}"
+    try:
+        with mutated(tree, mutant):
+            return {"failed": CAUGHT, "passed": "SURVIVED"}.get(answer := judge(tree, mutant.test), answer)
+    except BuildError as error:
+        return "does not build: " + next((line for line in str(error).splitlines() if "error" in line), "?")
+
+
+def unmutated_verdict(tree: Path, test: str) -> str:
+    try:
+        return judge(tree, test)
+    except BuildError as error:
+        return f"does not build: {str(error)[-500:]}"
+
+
+def copy_tree(root: Path, tree: Path) -> None:
+    """Copies the sources and builds the C modules there, with less optimisation: they are built often."""
+    shutil.copytree(root, tree, ignore=shutil.ignore_patterns(*NOT_COPIED))
+    packages = [package for package in ("libpharaoh", "pharaohd") if (tree / package / "_build.py").exists()]
+    for package in packages:
+        builder = tree / package / "_build.py"
+        builder.write_text(builder.read_text().replace("-O3", "-O1"))
+    build_modules(tree, packages)
+
+
+def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> int:
+    mutants = read_mutants(root / "tests/mutants.toml", sys.argv[1:] if argv is None else argv)
+    if not mutants:
+        print("no such mutant")
+        return 1
+    results: list[tuple[Mutant, str]] = []
+    with tempfile.TemporaryDirectory(prefix="mut") as directory:
+        tree = Path(directory) / "t"  # short: sockets have paths of at most 107 bytes
+        copy_tree(root, tree)
+        unmutated: dict[str, str] = {}
+        for mutant in mutants:
+            if mutant.test not in unmutated:
+                unmutated[mutant.test] = unmutated_verdict(tree, mutant.test)
+            results.append((mutant, verdict(tree, mutant, unmutated[mutant.test])))
+            print(table_line(*results[-1]), flush=True)
+    caught = sum(answer == CAUGHT for _, answer in results)
+    print(f"{caught} of {len(results)} mutants caught")
+    return 0 if caught == len(results) else 1
+
+
+def table_line(mutant: Mutant, answer: str) -> str:
+    return f"{mutant.fault:<4} {mutant.name:<45} {answer:<10} {mutant.test}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
