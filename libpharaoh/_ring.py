@@ -1,0 +1,105 @@
+"""A ring over a connection: the only import of the compiled core. The connection's hang-up is the ring's end."""
+
+from __future__ import annotations
+
+import array
+import errno
+import functools
+import mmap
+import os
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
+
+from libpharaoh._core import ffi, lib
+from libpharaoh._socket import Connection
+from libpharaoh.errors import ConnectFailedError, PharaohError, ProtocolViolationError
+
+if TYPE_CHECKING:
+    from libpharaoh._core import IdBuffer
+
+RING_VERSION = 1
+STRICT_SLICE_NS = 20_000_000
+"""How long one strict request waits: a killed worker wakes nobody, so the hang-up is looked for after each slice."""
+_MADV_WIPEONFORK = 18
+
+
+def fork_mark() -> mmap.mmap:
+    """A page whose first byte is 1 in this process and 0 in every child, also in one made past os.fork's hooks."""
+    page = mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    page.madvise(_MADV_WIPEONFORK)
+    page[0] = 1
+    return page
+
+
+def id_buffer(ids: array.array[int]) -> AbstractContextManager[IdBuffer]:
+    """The memory of an array('Q') for `Ring.take` to write to, for as long as the context lasts."""
+    buffer: Any = ffi.from_buffer("uint64_t[]", ids, require_writable=True)
+    return buffer  # type: ignore[no-any-return]
+
+
+class Ring:
+    """One attached ring. Threads may share it; memory is given back when the last of them has let go of it."""
+
+    def __init__(self, handle: Any, connection: Connection) -> None:
+        self._handle = handle
+        self.connection = connection
+        self.coordinator: int = lib.ph_ring_coordinator(handle)
+        self.pop: Callable[[], int] = functools.partial(lib.ph_ring_next_locked, handle)
+        """The next id, or 0."""
+        self.take: Callable[[IdBuffer, int], int] = functools.partial(lib.ph_ring_take_locked, handle)
+        """Writes up to so many increasing ids; returns how many."""
+
+    @classmethod
+    def attach(cls, connection: Connection, name: str, max_age_ms: int | None, deadline: float) -> Ring:
+        """Asks for a ring. Raises the daemon's refusal, or ConnectFailedError when this process cannot map it."""
+        before_ns = time.monotonic_ns()
+        result, descriptors = connection.request_descriptors("attach", [name, max_age_ms], 3, deadline)
+        after_ns = time.monotonic_ns()
+        try:
+            now_ns, age_ns = int(result["now_ns"]), int(result["max_age_ms"]) * 1_000_000
+            if result["version"] != RING_VERSION:
+                raise ProtocolViolationError(f"ring version {result['version']}")
+            # Another time namespace has another monotonic clock.
+            skew_ns = 0 if before_ns <= now_ns <= after_ns else before_ns - now_ns
+            grants_fd, client_fd, doorbell_fd = descriptors
+            handle = lib.ph_ring_open(grants_fd, client_fd, doorbell_fd, skew_ns, age_ns)
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            connection.close()
+            raise ProtocolViolationError(f"attach: {type(error).__name__}: {error}") from None
+        except PharaohError:
+            connection.close()
+            raise
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
+        if handle == ffi.NULL:
+            connection.close()
+            if ffi.errno == errno.EPROTO:
+                raise ProtocolViolationError("attach: the segments are not a ring of this version")
+            raise ConnectFailedError(f"mapping a ring: {os.strerror(ffi.errno)}")
+        return cls(ffi.gc(handle, lib.ph_ring_close), connection)
+
+    def wait(self, timeout_ns: int) -> None:
+        """Asks for grants and sleeps until there is something to take, the ring is lost, or the time is over."""
+        lib.ph_ring_wait_locked(self._handle, timeout_ns)
+
+    def strict(self, after: int, *, keyless: bool = False) -> int:
+        """An id issued now, greater than `after`, or 0."""
+        return lib.ph_ring_strict_locked(self._handle, after, lib.PH_STRICT_KEYLESS if keyless else 0, STRICT_SLICE_NS)
+
+    def raise_floor(self, id: int) -> None:
+        """From now on only ids greater than `id`."""
+        lib.ph_ring_raise_floor_locked(self._handle, id)
+
+    def moved_to(self) -> int | None:
+        """The coordinator that serves requests without a key, if that was the answer to the last strict one."""
+        moved = lib.ph_ring_status(self._handle) == lib.PH_RING_MOVED
+        return lib.ph_ring_detail(self._handle) if moved else None
+
+    def lost(self) -> bool:
+        """Whether nothing will ever come from this ring again: revoked, damaged, inherited, or the worker died."""
+        status = lib.ph_ring_status(self._handle)
+        ended = (lib.PH_RING_REVOKED, lib.PH_RING_FORKED, lib.PH_RING_DAMAGED)
+        return status in ended or self.connection.hung_up()

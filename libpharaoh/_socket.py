@@ -1,0 +1,241 @@
+"""A blocking connection to one socket of the daemon: one exchange at a time, every wait bounded by a deadline.
+
+Not locked: the client that owns a connection sees to it that one thread uses it at a time. A connection that timed out,
+broke or received nonsense is closed for good, so that no late reply is ever taken for another request's.
+"""
+
+from __future__ import annotations
+
+import array
+import errno
+import os
+import random
+import select
+import socket
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from libpharaoh._framing import MSGID_END, ReplyDecoder, encode_request
+from libpharaoh.errors import (
+    ConnectFailedError,
+    ConnectionLostError,
+    InvalidArgumentError,
+    PharaohError,
+    ProtocolViolationError,
+    TimedOutError,
+)
+from libpharaoh.scarab import Layout
+
+PROTOCOL = 1
+SOCKET_PATH_BYTES_MAX = 107
+_RECEIVE_BYTES = 65536
+_DESCRIPTORS_MAX = 8
+_PASSING = {errno.ECONNREFUSED, errno.ENOENT, errno.EAGAIN, errno.ECONNRESET, errno.EINTR}
+
+
+class Backoff:
+    """Pauses that grow from 1 ms to 50 ms, jittered so that many clients do not come back at once."""
+
+    def __init__(self, deadline: float) -> None:
+        self.deadline = deadline
+        self._pause = 0.001
+
+    def next_pause(self) -> float | None:
+        """The seconds to sleep now, or None when the deadline (time.monotonic) would pass."""
+        pause = self._pause * random.uniform(0.5, 1.5)
+        self._pause = min(self._pause * 2, 0.05)
+        return pause if time.monotonic() + pause < self.deadline else None
+
+    def sleep(self) -> bool:
+        """Pauses; False, without a pause, when the deadline would pass."""
+        pause = self.next_pause()
+        if pause is not None:
+            time.sleep(pause)
+        return pause is not None
+
+
+def checked_path(path: str | os.PathLike[str]) -> str:
+    """The path as str. Raises InvalidArgumentError when no Unix socket can have it."""
+    text = os.fspath(path)
+    if not isinstance(text, str) or not 0 < len(os.fsencode(text)) <= SOCKET_PATH_BYTES_MAX or "\0" in text:
+        raise InvalidArgumentError(f"a socket's path is 1 to {SOCKET_PATH_BYTES_MAX} bytes of text, not {text!r}")
+    return text
+
+
+def passing(error: OSError) -> bool:
+    """Whether a failed connect may succeed in a moment: the daemon restarts, or its backlog is full (EAGAIN)."""
+    return error.errno in _PASSING or isinstance(error, TimeoutError)
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """What the daemon says of itself when a client connects."""
+
+    server: str
+    """The daemon's version."""
+    layout: Layout
+    coordinator: int
+    """The coordinator at the other end of this connection."""
+    modulus: int
+    """How many coordinators the cluster has: `crc32(key) % modulus` serves a key."""
+    coordinators: tuple[int, ...]
+    """Those that this host owns."""
+    endpoints: str
+    """The directory of the coordinators' own sockets."""
+    limits: dict[str, int]
+    """frame_bytes, in_flight, ids_per_request, key_bytes."""
+
+    def endpoint(self, coordinator: int) -> str:
+        """The path of one coordinator's own socket."""
+        return os.path.join(self.endpoints, f"{coordinator:04d}.sock")
+
+
+def parse_hello(result: Any) -> Hello:
+    """Checks the result of `hello`. Raises ProtocolViolationError when it is not what protocol 1 says."""
+    try:
+        if result["protocol"] != PROTOCOL:
+            raise ValueError(f"protocol {result['protocol']}")
+        hello = Hello(
+            server=str(result["server"]),
+            layout=Layout.from_text(result["layout"], result["epoch_ms"]),
+            coordinator=int(result["coordinator"]),
+            modulus=int(result["modulus"]),
+            coordinators=tuple(int(number) for number in result["coordinators"]),
+            endpoints=str(result["endpoints"]),
+            limits={str(name): int(value) for name, value in result["limits"].items()},
+        )
+        if not 1 <= hello.modulus <= 1024 or hello.limits["ids_per_request"] < 1:
+            raise ValueError("modulus or ids_per_request out of range")
+        return hello
+    except (KeyError, TypeError, ValueError, AttributeError, InvalidArgumentError) as error:
+        raise ProtocolViolationError(f"hello: {type(error).__name__}: {error}") from None
+
+
+class Connection:
+    """One connected socket. Made by `connect`."""
+
+    def __init__(self, sock: socket.socket, path: str) -> None:
+        self.path = path
+        self._socket = sock
+        self._decoder = ReplyDecoder()
+        self._msgid = 0
+        self._poll = select.poll()
+        self._poll.register(sock, select.POLLIN | select.POLLRDHUP)
+
+    @classmethod
+    def connect(cls, path: str, deadline: float) -> Connection:
+        """Connects, with back-off while the daemon is absent or busy. Raises ConnectFailedError."""
+        backoff = Backoff(deadline)
+        while True:
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+            try:
+                sock.settimeout(max(deadline - time.monotonic(), 0.001))
+                sock.connect(path)
+                return cls(sock, path)
+            except OSError as error:
+                sock.close()
+                if not passing(error) or not backoff.sleep():
+                    raise ConnectFailedError(f"{path}: {error.strerror or error}") from None
+
+    def hello(self, name: str, deadline: float) -> Hello:
+        """Introduces this client. Raises ProtocolViolationError and what `request` raises; then it is closed."""
+        try:
+            return parse_hello(self.request("hello", [name, PROTOCOL], deadline))
+        except PharaohError:
+            self.close()
+            raise
+
+    def request(self, method: str, params: list[Any], deadline: float) -> Any:
+        """One exchange. Raises the reply's error, TimedOutError, ConnectionLostError or ProtocolViolationError."""
+        result, descriptors = self._exchange(method, params, deadline)
+        if descriptors:
+            _close_all(descriptors)
+            self.close()
+            raise ProtocolViolationError(f"{method} came with {len(descriptors)} descriptors")
+        return result
+
+    def request_descriptors(self, method: str, params: list[Any], count: int, deadline: float) -> tuple[Any, list[int]]:
+        """One exchange whose reply carries `count` descriptors, which are the caller's to close."""
+        result, descriptors = self._exchange(method, params, deadline)
+        if len(descriptors) != count:
+            _close_all(descriptors)
+            self.close()
+            raise ProtocolViolationError(f"{method} came with {len(descriptors)} descriptors, not {count}")
+        return result, descriptors
+
+    def hung_up(self) -> bool:
+        """Whether the other end is gone: the sign of a worker's death. Between exchanges nothing may arrive."""
+        return self.closed or bool(self._poll.poll(0))
+
+    @property
+    def closed(self) -> bool:
+        return self._socket.fileno() < 0
+
+    def close(self) -> None:
+        """Closes this process's descriptor only: a forked child that closes leaves its parent's connection alone."""
+        self._socket.close()
+
+    def _exchange(self, method: str, params: list[Any], deadline: float) -> tuple[Any, list[int]]:
+        if self.closed:
+            raise ConnectionLostError(self.path)
+        self._msgid = (self._msgid + 1) % MSGID_END
+        descriptors: list[int] = []
+        try:
+            self._wait_at_most(deadline)
+            self._socket.sendall(encode_request(self._msgid, method, params))
+            return self._await_reply(method, deadline, descriptors), descriptors
+        except OSError as error:
+            self._fail(descriptors)
+            if isinstance(error, TimeoutError):
+                raise TimedOutError(f"{method} on {self.path}") from None
+            raise ConnectionLostError(f"{method} on {self.path}: {error.strerror or error}") from None
+        except (ProtocolViolationError, ConnectionLostError):
+            self._fail(descriptors)
+            raise
+        except PharaohError:  # the reply's own: the connection is still in step
+            _close_all(descriptors)
+            raise
+        except BaseException:  # a KeyboardInterrupt leaves a reply under way
+            self._fail(descriptors)
+            raise
+
+    def _await_reply(self, method: str, deadline: float, descriptors: list[int]) -> Any:
+        while True:
+            self._wait_at_most(deadline)
+            data = self._receive(descriptors)
+            if not data:
+                raise ConnectionLostError(f"{method} on {self.path}: closed by the daemon")
+            replies = self._decoder.feed(data)
+            if not replies:
+                continue
+            if len(replies) > 1 or replies[0].msgid != self._msgid:
+                raise ProtocolViolationError(f"{method} was answered with replies to other requests")
+            if replies[0].error is not None:
+                raise replies[0].error
+            return replies[0].result
+
+    def _receive(self, descriptors: list[int]) -> bytes:
+        space = socket.CMSG_SPACE(_DESCRIPTORS_MAX * array.array("i").itemsize)
+        data, ancillary, _, _ = self._socket.recvmsg(_RECEIVE_BYTES, space, socket.MSG_CMSG_CLOEXEC)
+        for level, kind, payload in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                numbers = array.array("i")
+                numbers.frombytes(payload[: len(payload) - len(payload) % numbers.itemsize])
+                descriptors.extend(numbers)
+        return data
+
+    def _wait_at_most(self, deadline: float) -> None:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        self._socket.settimeout(left)
+
+    def _fail(self, descriptors: list[int]) -> None:
+        _close_all(descriptors)
+        self.close()
+
+
+def _close_all(descriptors: list[int]) -> None:
+    while descriptors:
+        os.close(descriptors.pop())

@@ -1,0 +1,359 @@
+"""The client for asyncio: the methods of `libpharaoh.Client`, awaited.
+
+>>> from libpharaoh import aio
+>>> async def main() -> None:
+...     async with await aio.connect() as client:
+...         print(await client.next_id())
+>>> asyncio.run(main())                             # doctest: +SKIP
+
+An id that is at hand in shared memory is taken without leaving the event loop. An empty ring is waited for in a thread
+of the loop's executor; requests by socket share one connection of this client, any number at a time.
+"""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import os
+import time
+import weakref
+from collections.abc import Awaitable, Callable
+from functools import partial
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from libpharaoh._framing import MSGID_END, ReplyDecoder, encode_request
+from libpharaoh._session import Session, checked_id, checked_runs, passes
+from libpharaoh._socket import PROTOCOL, Backoff, Hello, parse_hello, passing
+from libpharaoh.client import (
+    IDS_PER_CALL_MAX,
+    Client,
+    checked_key,
+    checked_pong,
+    checked_stats,
+    lowest,
+    new_session,
+)
+from libpharaoh.errors import (
+    ClientClosedError,
+    ConnectFailedError,
+    ConnectionLostError,
+    PharaohError,
+    ProtocolViolationError,
+    TimedOutError,
+)
+from libpharaoh.scarab import Layout, whole_number
+
+_READ_BYTES = 65536
+_T = TypeVar("_T")
+
+
+async def connect(
+    path: str | os.PathLike[str] | None = None,
+    *,
+    name: str = "",
+    timeout: float = 5.0,
+    max_age_ms: int | None = None,
+    rings: bool = True,
+) -> AsyncClient:
+    """Connects to the host's daemon; arguments and errors are those of `libpharaoh.connect`.
+
+    >>> client = await aio.connect()                # doctest: +SKIP
+    """
+    session = new_session(path, name, timeout, max_age_ms, rings)
+    client = AsyncClient(session, name, timeout)
+    await client.open()
+    return client
+
+
+class AsyncClient:
+    """Made by `connect`. The tasks of one event loop may share it. A cancelled call's ids are lost, never given twice.
+
+    >>> async with await aio.connect() as client:   # doctest: +SKIP
+    ...     ids = await client.next_ids(100)
+    """
+
+    _pipeline: _Pipeline | None
+
+    def __init__(self, session: Session, name: str, timeout: float) -> None:
+        self._session, self._name, self._timeout = session, name, timeout
+        self._blocking = Client(session)
+        self._start_anew()
+        _clients.add(self)
+
+    async def open(self) -> None:
+        """Connects; `connect` has done it already."""
+        await self._in_thread(self._session.connect)
+
+    async def next_id(self) -> int:
+        """As `Client.next_id`.
+
+        >>> await client.next_id()                  # doctest: +SKIP
+        408559031853465647
+        """
+        id = self._pop()
+        if id:
+            return id
+        if not self._session.ring_may_be_had():
+            return (await self._retry(partial(self._runs_once, 1)))[0][0]
+        async with self._turn:  # one waits for the ring, the others then find it filled
+            return self._pop() or await self._in_thread(self._blocking.next_id)
+
+    async def next_ids(self, n: int) -> array.array[int]:
+        """As `Client.next_ids`.
+
+        >>> len(await client.next_ids(10_000))      # doctest: +SKIP
+        10000
+        """
+        whole_number(n, "n", 1, IDS_PER_CALL_MAX)
+        if self._session.ring_may_be_had():
+            return await self._in_thread(partial(self._blocking.next_ids, n))
+        ids = array.array("Q")
+        while len(ids) < n:
+            for first, count in await self._retry(partial(self._runs_once, n - len(ids))):
+                ids.extend(range(first, first + count))
+        return ids
+
+    async def get_timestamp(self, key: str | bytes | None = None, *, after: int | None = None) -> int:
+        """As `Client.get_timestamp`, always by socket: some 50 µs, and the loop goes on meanwhile.
+
+        >>> await client.get_timestamp("orders")    # doctest: +SKIP
+        408559031853465647
+        """
+        raw = None if key is None else checked_key(key, self._session.hello)
+        low = lowest(after, self._session.last)
+        return await self._retry(partial(self._timestamp_once, raw, low))
+
+    async def ping(self) -> None:
+        """As `Client.ping`.
+
+        >>> await client.ping()                     # doctest: +SKIP
+        """
+        checked_pong(await self._retry(partial(self._ask, "ping", [])))
+
+    async def stats(self) -> dict[str, Any]:
+        """As `Client.stats`.
+
+        >>> (await client.stats())["ids_ring"]      # doctest: +SKIP
+        8192
+        """
+        return checked_stats(await self._retry(partial(self._ask, "stats", [])))
+
+    @property
+    def hello(self) -> Hello:
+        """As `Client.hello`."""
+        return self._session.hello
+
+    @property
+    def layout(self) -> Layout:
+        """As `Client.layout`."""
+        return self._session.hello.layout
+
+    async def close(self) -> None:
+        """As `Client.close`; requests under way raise ClientClosedError."""
+        pipeline, self._pipeline = self._pipeline, None
+        if pipeline is not None:
+            await pipeline.close(ClientClosedError())
+        await self._in_thread(self._session.close)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def __repr__(self) -> str:
+        return f"<libpharaoh.aio.AsyncClient {self._session.path}{' closed' if self._session.closed else ''}>"
+
+    def abandon(self) -> None:
+        """In a forked child: lets go of the parent's connection; the session does the same for its own."""
+        if self._pipeline is not None:
+            self._pipeline.abandon()
+        self._start_anew()
+
+    def _start_anew(self) -> None:
+        self._pipeline = None
+        self._connecting = asyncio.Lock()
+        self._turn = asyncio.Lock()
+
+    def _pop(self) -> int:
+        id = self._session.pop()
+        if id:
+            self._session.note(id)
+        return id
+
+    async def _in_thread(self, function: Callable[[], _T]) -> _T:
+        return await asyncio.get_running_loop().run_in_executor(None, function)
+
+    async def _retry(self, attempt: Callable[[float], Awaitable[_T]]) -> _T:
+        """Repeats a request for as long as its error may pass. `attempt` is given the deadline."""
+        backoff = Backoff(time.monotonic() + self._timeout)
+        while True:
+            try:
+                return await attempt(backoff.deadline)
+            except PharaohError as error:
+                pause = backoff.next_pause() if passes(error) else None
+                if pause is None:
+                    raise
+                await asyncio.sleep(pause)
+
+    async def _runs_once(self, count: int, deadline: float) -> list[tuple[int, int]]:
+        before = self._session.last
+        if count == 1:
+            runs = [(checked_id(await self._ask("next_id", [], deadline)), 1)]
+        else:
+            asked = min(count, self._session.hello.limits["ids_per_request"])
+            runs = checked_runs(await self._ask("next_ids", [asked], deadline), asked)
+        if runs[0][0] <= before:  # this worker's clock is behind the one that issued the last id
+            runs = [(checked_id(await self._ask("get_timestamp", [None, before], deadline)), 1)]
+        self._session.accept(runs, before)
+        return runs
+
+    async def _timestamp_once(self, key: bytes | None, after: int, deadline: float) -> int:
+        id = checked_id(await self._ask("get_timestamp", [key, after or None], deadline))
+        self._session.accept([(id, 1)], after)
+        return id
+
+    async def _ask(self, method: str, params: list[Any], deadline: float) -> Any:
+        pipeline = await self._connected(deadline)
+        # A third of the timeout, so that a worker that hangs leaves time to ask another one.
+        patience = min(deadline, time.monotonic() + self._timeout / 3)
+        return await pipeline.request(method, params, patience)
+
+    async def _connected(self, deadline: float) -> _Pipeline:
+        async with self._connecting:
+            if self._session.closed:
+                raise ClientClosedError
+            if self._pipeline is None or self._pipeline.broken is not None:
+                self._pipeline = await _Pipeline.connect(self._session.path, self._name, deadline)
+            return self._pipeline
+
+
+class _Pipeline:
+    """One connection with many requests under way, told apart by msgid."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, path: str) -> None:
+        self.broken: PharaohError | None = None
+        self._reader, self._writer, self._path = reader, writer, path
+        self._msgid = 0
+        self._waiting: dict[int, asyncio.Future[Any]] = {}
+        self._slots = asyncio.Semaphore(1)
+        self._reading = asyncio.create_task(self._read())
+
+    @classmethod
+    async def connect(cls, path: str, name: str, deadline: float) -> _Pipeline:
+        """Connects with back-off and says hello. Raises ConnectFailedError and what `request` raises."""
+        backoff = Backoff(deadline)
+        while True:
+            try:
+                async with asyncio.timeout(deadline - time.monotonic()):
+                    pipeline = cls(*await asyncio.open_unix_connection(path), path)
+                break
+            except OSError as error:  # TimeoutError among them
+                pause = backoff.next_pause() if passing(error) else None
+                if pause is None:
+                    raise ConnectFailedError(f"{path}: {error.strerror or 'timed out'}") from None
+                await asyncio.sleep(pause)
+        try:
+            hello = parse_hello(await pipeline.request("hello", [name, PROTOCOL], deadline))
+        except BaseException as error:
+            await pipeline.close(error if isinstance(error, PharaohError) else ConnectionLostError(path))
+            raise
+        pipeline.allow(hello.limits.get("in_flight", 1))
+        return pipeline
+
+    def allow(self, in_flight: int) -> None:
+        """How many requests may be under way at once, from now on; hello alone before."""
+        self._slots = asyncio.Semaphore(in_flight)
+
+    async def request(self, method: str, params: list[Any], deadline: float) -> Any:
+        """One exchange. Its late reply is dropped when it was cancelled or its time was over."""
+        try:
+            async with asyncio.timeout(deadline - time.monotonic()), self._slots:
+                return await self._exchange(method, params)
+        except TimeoutError:
+            error = TimedOutError(f"{method} on {self._path}")
+            # A peer that does not answer one request answers none: the others fail now and ask elsewhere.
+            await self.close(error)
+            raise error from None
+
+    async def _exchange(self, method: str, params: list[Any]) -> Any:
+        if self.broken is not None:
+            raise self.broken
+        self._msgid = (self._msgid + 1) % MSGID_END
+        msgid, reply = self._msgid, asyncio.get_running_loop().create_future()
+        self._waiting[msgid] = reply
+        try:
+            self._writer.write(encode_request(msgid, method, params))
+            await self._writer.drain()
+            return await reply
+        except OSError as error:
+            raise ConnectionLostError(f"{method} on {self._path}: {error.strerror or error}") from None
+        finally:
+            # A cancelled request stays known: its reply is still to come, and to be dropped.
+            if reply.done() and not reply.cancelled():
+                self._waiting.pop(msgid, None)
+            else:
+                reply.cancel()
+
+    async def _read(self) -> None:
+        decoder = ReplyDecoder()
+        error: PharaohError = ConnectionLostError(f"{self._path}: closed by the daemon")
+        try:
+            while data := await self._reader.read(_READ_BYTES):
+                for reply in decoder.feed(data):
+                    waiting = self._waiting.pop(reply.msgid, None)
+                    if waiting is None:
+                        raise ProtocolViolationError(f"a reply to request {reply.msgid}, which was never made")
+                    if waiting.cancelled():
+                        continue
+                    if reply.error is not None:
+                        waiting.set_exception(reply.error)
+                    else:
+                        waiting.set_result(reply.result)
+        except OSError as cause:
+            error = ConnectionLostError(f"{self._path}: {cause.strerror or cause}")
+        except ProtocolViolationError as violation:
+            error = violation
+        self._fail(error)
+
+    def _fail(self, error: PharaohError) -> None:
+        if self.broken is None:
+            self.broken = error
+        for waiting in self._waiting.values():
+            if not waiting.done():
+                waiting.set_exception(error)
+        self._waiting.clear()
+        self._writer.close()
+
+    async def close(self, error: PharaohError) -> None:
+        """Closes; requests under way raise `error`."""
+        self._fail(error)
+        if self._reading is not asyncio.current_task():
+            self._reading.cancel()
+            await asyncio.wait([self._reading])
+
+    def abandon(self) -> None:
+        """In a forked child, whose event loop is not this one: puts /dev/null in the socket's place.
+
+        Closing it through the transport would take it out of the epoll set that the parent shares.
+        """
+        sock = self._writer.get_extra_info("socket")
+        if sock is not None and sock.fileno() >= 0:
+            null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+            os.dup2(null, sock.fileno(), inheritable=False)
+            os.close(null)
+        self.broken = ConnectionLostError("inherited by a forked child")
+
+
+_clients: weakref.WeakSet[AsyncClient] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for client in list(_clients):
+        client.abandon()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,0 +1,230 @@
+"""A client without a daemon, for the tests of applications: the same ids on every run, time under the test's control.
+
+>>> from libpharaoh.testing import FakeClient
+>>> client = FakeClient()
+>>> client.next_id() < client.next_id()
+True
+>>> client.advance(1500)
+>>> libpharaoh.parse(client.next_id()).datetime.isoformat()
+'2026-01-01T00:00:01.500000+00:00'
+"""
+
+from __future__ import annotations
+
+import array
+import threading
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Any, Self
+
+from libpharaoh._socket import Hello
+from libpharaoh.client import IDS_PER_CALL_MAX, checked_key, lowest
+from libpharaoh.errors import AfterTooFarError, ClientClosedError, InvalidArgumentError, PharaohError
+from libpharaoh.scarab import DEFAULT_LAYOUT, Layout, Scarab, compose, coordinator_for, parse, whole_number
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+AFTER_MS_MAX = 60_000
+
+
+class FakeClient:
+    """Has the methods of `libpharaoh.Client`; ids are unique and increasing within one FakeClient.
+
+    start: the time of the first ids, an aware datetime or milliseconds since the layout's epoch. Time stands still
+    but for `advance` and for ids that no longer fit the millisecond. coordinator: the one that serves calls without a
+    key. modulus: how many coordinators the fake cluster has.
+
+    >>> def reserve(client):
+    ...     return client.get_timestamp("orders")
+    >>> client = FakeClient()
+    >>> client.fail_with(libpharaoh.errors.UnavailableError())
+    >>> reserve(client)
+    Traceback (most recent call last):
+        ...
+    libpharaoh.errors.UnavailableError: UNAVAILABLE: no live coordinator can serve this request at the moment \
+(retry; `pharaohctl workers` shows which coordinators are down)
+    """
+
+    def __init__(
+        self,
+        *,
+        start: datetime | int = START,
+        coordinator: int = 0,
+        modulus: int = 4,
+        layout: Layout = DEFAULT_LAYOUT,
+    ) -> None:
+        whole_number(modulus, "modulus", 1, layout.coordinator_count)
+        whole_number(coordinator, "coordinator", 0, modulus - 1)
+        first = parse(compose(start, layout=layout), layout)
+        self._ms, self._sequence = first.milliseconds, -1
+        self._hello = _hello(layout, coordinator, modulus)
+        self._lock = threading.Lock()
+        self._last = 0
+        self._closed = False
+        self._failures: list[PharaohError] = []
+        self.calls: list[str] = []
+        """The names of the methods called so far."""
+
+    def advance(self, milliseconds: int) -> None:
+        """Moves the fake's time forward.
+
+        >>> client.advance(10)
+        """
+        with self._lock:
+            self._move_to(self._ms + whole_number(milliseconds, "milliseconds", 0, 2**44))
+
+    def fail_with(self, error: PharaohError, times: int = 1) -> None:
+        """The next `times` calls raise `error`.
+
+        >>> client.fail_with(libpharaoh.errors.TimedOutError(), times=2)
+        """
+        if not isinstance(error, PharaohError):
+            raise InvalidArgumentError(f"an instance of a PharaohError was expected, not {error!r}")
+        with self._lock:
+            self._failures += [error] * whole_number(times, "times", 1, 2**20)
+
+    def next_id(self) -> int:
+        """As `Client.next_id`."""
+        with self._lock:
+            self._enter("next_id")
+            return self._issue(self._hello.coordinator)
+
+    def next_ids(self, n: int) -> array.array[int]:
+        """As `Client.next_ids`."""
+        whole_number(n, "n", 1, IDS_PER_CALL_MAX)
+        with self._lock:
+            self._enter("next_ids")
+            return array.array("Q", (self._issue(self._hello.coordinator) for _ in range(n)))
+
+    def get_timestamp(self, key: str | bytes | None = None, *, after: int | None = None) -> int:
+        """As `Client.get_timestamp`; an `after` of more than a minute ahead raises AfterTooFarError."""
+        raw = None if key is None else checked_key(key, self._hello)
+        with self._lock:
+            self._enter("get_timestamp")
+            low = parse(lowest(after, self._last), self.layout)
+            if low.milliseconds > self._ms + AFTER_MS_MAX:
+                raise AfterTooFarError
+            if low.milliseconds > self._ms:
+                self._move_to(low.milliseconds)
+            number = self._hello.coordinator if raw is None else coordinator_for(raw, self._hello.modulus)
+            return self._issue(number, low.to_int())
+
+    def ping(self) -> None:
+        """As `Client.ping`."""
+        with self._lock:
+            self._enter("ping")
+
+    def stats(self) -> dict[str, Any]:
+        """How many calls there were; a daemon's figures are others."""
+        with self._lock:
+            self._enter("stats")
+            return {"calls": len(self.calls)}
+
+    @property
+    def hello(self) -> Hello:
+        """As `Client.hello`."""
+        return self._hello
+
+    @property
+    def layout(self) -> Layout:
+        """As `Client.layout`."""
+        return self._hello.layout
+
+    def close(self) -> None:
+        """As `Client.close`."""
+        self._closed = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def _enter(self, method: str) -> None:
+        if self._closed:
+            raise ClientClosedError
+        self.calls.append(method)
+        if self._failures:
+            raise self._failures.pop(0)
+
+    def _move_to(self, ms: int) -> None:
+        whole_number(ms, "the fake's time", 0, 2**self.layout.ms_bits - 1)
+        if ms > self._ms:
+            self._ms, self._sequence = ms, -1
+
+    def _issue(self, coordinator: int, low: int = 0) -> int:
+        """The next id of `coordinator` that exceeds all earlier ones and `low`; takes the next millisecond if need be."""
+        while True:
+            self._sequence += 1
+            if self._sequence == self.layout.sequence_count:
+                self._move_to(self._ms + 1)
+                continue
+            id = Scarab(self._ms, coordinator, self._sequence, self.layout).to_int()
+            if id > max(self._last, low):
+                self._last = id
+                return id
+            beyond = parse(max(self._last, low), self.layout)
+            if beyond.coordinator > coordinator:
+                self._move_to(self._ms + 1)
+            else:
+                self._sequence = beyond.sequence
+
+
+class AsyncFakeClient:
+    """A FakeClient with the methods of `libpharaoh.aio.AsyncClient`; `fake` is the FakeClient, for its controls.
+
+    >>> async def main() -> int:
+    ...     async with AsyncFakeClient(FakeClient(start=0)) as client:
+    ...         return await client.next_id()
+    >>> asyncio.run(main())
+    1
+    """
+
+    def __init__(self, fake: FakeClient | None = None) -> None:
+        self.fake = FakeClient() if fake is None else fake
+
+    async def next_id(self) -> int:
+        """As `FakeClient.next_id`."""
+        return self.fake.next_id()
+
+    async def next_ids(self, n: int) -> array.array[int]:
+        """As `FakeClient.next_ids`."""
+        return self.fake.next_ids(n)
+
+    async def get_timestamp(self, key: str | bytes | None = None, *, after: int | None = None) -> int:
+        """As `FakeClient.get_timestamp`."""
+        return self.fake.get_timestamp(key, after=after)
+
+    async def ping(self) -> None:
+        """As `FakeClient.ping`."""
+        self.fake.ping()
+
+    async def stats(self) -> dict[str, Any]:
+        """As `FakeClient.stats`."""
+        return self.fake.stats()
+
+    @property
+    def hello(self) -> Hello:
+        """As `FakeClient.hello`."""
+        return self.fake.hello
+
+    @property
+    def layout(self) -> Layout:
+        """As `FakeClient.layout`."""
+        return self.fake.layout
+
+    async def close(self) -> None:
+        """As `FakeClient.close`."""
+        self.fake.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        await self.close()
+
+
+def _hello(layout: Layout, coordinator: int, modulus: int) -> Hello:
+    limits = {"frame_bytes": 65536, "in_flight": 1024, "ids_per_request": 8192, "key_bytes": 1024}
+    return Hello("fake", layout, coordinator, modulus, tuple(range(modulus)), "/nonexistent", limits)
