@@ -37,7 +37,7 @@ install() {
 }
 
 needed=""
-find_python >/dev/null || needed="python3-dev python3-venv"
+find_python >/dev/null || needed=" python3-dev python3-venv"
 has_compiler || needed="$needed build-essential"
 
 wished=""
@@ -46,7 +46,7 @@ for pair in "$@"; do
 done
 
 if [ -n "$needed" ]; then
-    can_install || { say "missing: $needed (names as in Debian); install them, or run this as root"; exit 1; }
+    can_install || { say "missing:$needed (names as in Debian); install them, or run this as root"; exit 1; }
     # shellcheck disable=SC2086 # lists of words
     install $needed
 fi
