@@ -117,6 +117,12 @@ class Daemon:
                     self._workers_seen[pid] = os.pidfd_open(pid)
         return live
 
+    def busiest(self) -> tuple[int, int]:
+        """The coordinator that serves most rings, and how many: whose death hurts most."""
+        with Reader(str(self.directory)) as page:
+            worker = max(page.workers(), key=lambda worker: worker.rings)
+        return worker.coordinator, worker.rings
+
     def workers_live(self) -> bool:
         """Whether this process serves with every worker (and not one before it)."""
         try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -40,13 +41,16 @@ EXIT_ERROR = 1
 EXIT_NO_DAEMON = 3
 EXIT_DEGRADED = 4
 EXIT_PROBLEMS = 5
+BASE32_LENGTH = 13
+DIGITS_MAX = 100  # beyond any id; int() itself refuses thousands
 RELOAD_PATIENCE_S = 10.0
 RELOAD_POLL_S = 0.02
 RELOAD_HINT = "`pharaohd --validate --config FILE` tells what is wrong"
 HEARTBEAT_STALE_MS = 5000
 EXIT_INTERRUPTED = 130
 PATIENCE_S = 2.0
-PROBE_S = 0.3
+CONNECT_S = 0.5
+PROBE_S = 0.02  # where an absent daemon is no error
 UNIX_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MILLISECOND = timedelta(milliseconds=1)
 
@@ -65,8 +69,9 @@ class Target:
 
     def settings(self) -> Settings:
         """The settings as the daemon of --dir or --config has them, with --state-dir above all."""
-        config = Path(self.config) if self.config else None
-        loaded = settings_module.load(config, Path(self.dir) if self.dir else None, os.environ)
+        config = self.config or os.environ.get("PHARAOHD_CONFIG")
+        directory = Path(self.dir) if self.dir else None
+        loaded = settings_module.load(Path(config) if config else None, directory, os.environ)
         if self.state_dir is None:
             return loaded
         return dataclasses.replace(loaded, host=dataclasses.replace(loaded.host, state_dir=self.state_dir))
@@ -75,9 +80,11 @@ class Target:
         """--socket, else that of --dir or --config, else PHARAOH_SOCKET, else the daemon's default."""
         if self.socket is not None:
             return self.socket
-        if self.dir is not None or self.config is not None or "PHARAOH_SOCKET" not in os.environ:
-            return self.settings().host.socket_path
-        return os.environ["PHARAOH_SOCKET"]
+        if self.dir is not None:
+            return os.path.join(self.dir, "rpc.sock")
+        if self.config is None and os.environ.get("PHARAOH_SOCKET"):
+            return os.environ["PHARAOH_SOCKET"]
+        return self.settings().host.socket_path
 
 
 # ---- writing ----
@@ -172,17 +179,14 @@ def cli() -> None:
 
 
 def read_id(text: str) -> int:
-    """An id as people write it: 13 letters and digits are base32, 0x… is hexadecimal, digits are decimal."""
-    if text.startswith("0x"):
-        return whole(text, 16)
-    return scarab.from_base32(text) if len(text) == 13 else whole(text, 10)
-
-
-def whole(text: str, base: int) -> int:
-    try:
-        return int(text, base)
-    except ValueError:
-        raise InvalidArgumentError(f"{text!r} is neither a decimal, a 0x… nor a base32 id") from None
+    """An id as people write it: 0x… is hexadecimal, 13 letters and digits are base32, other digits are decimal."""
+    if re.fullmatch(r"0x[0-9a-fA-F]+", text):
+        return int(text, 16)
+    if len(text) == BASE32_LENGTH:
+        return scarab.from_base32(text)
+    if re.fullmatch(r"[0-9]+", text):
+        return int(text[:DIGITS_MAX])
+    raise InvalidArgumentError(f"{text!r} is neither a decimal, a 0x… nor a base32 id")
 
 
 def read_time(text: str) -> datetime:
@@ -283,11 +287,11 @@ def range_command(target: Target, start: str, end: str, layout: str | None, epoc
 
 
 @contextmanager
-def connected(path: str, patience_s: float = PATIENCE_S) -> Iterator[tuple[Connection, Hello]]:
+def connected(path: str, connect_s: float = CONNECT_S) -> Iterator[tuple[Connection, Hello]]:
     """A connection to a socket of the daemon, introduced. Raises ConnectFailedError when there is no daemon."""
-    connection = Connection.connect(path, time.monotonic() + patience_s)
+    connection = Connection.connect(path, time.monotonic() + connect_s)
     try:
-        yield connection, connection.hello("pharaohctl", time.monotonic() + patience_s)
+        yield connection, connection.hello("pharaohctl", time.monotonic() + PATIENCE_S)
     finally:
         connection.close()
 

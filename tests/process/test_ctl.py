@@ -1,0 +1,202 @@
+"""pharaohctl against a real daemon: what it shows is what is, and its exit statuses tell the states apart."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import libpharaoh
+from libpharaoh.errors import ConnectFailedError
+from pharaohd import ctl
+from pharaohd.stats import Reader, WorkerState
+
+WATCHDOG_S = 20.0
+CONFIG = "[cluster]\ncoordinators = 2\n"
+
+
+class Daemon:
+    """A pharaohd with two coordinators in a short directory of its own (sockets have short paths)."""
+
+    def __init__(self) -> None:
+        self.directory = Path(tempfile.mkdtemp(prefix="ph-ctl-"))
+        self.config = self.directory / "pharaohd.toml"
+        self.config.write_text(CONFIG)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        arguments = ["--dir", str(self.directory / "d"), "--config", str(self.config)]
+        with open(self.directory / "log", "ab") as log:
+            self._process = subprocess.Popen([sys.executable, "-m", "pharaohd", *arguments], stdout=log, stderr=log)
+        self.wait_until(lambda: self.states() == [WorkerState.LIVE] * 2)
+
+    def stop(self) -> int:
+        assert self._process is not None
+        self._process.terminate()
+        return self._process.wait(WATCHDOG_S)
+
+    def remove(self) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self.stop()
+        shutil.rmtree(self.directory)
+
+    def states(self) -> list[int]:
+        try:
+            with Reader(str(self.directory / "d")) as page:
+                return [worker.state for worker in page.workers()]
+        except ConnectFailedError:
+            return []
+
+    def wait_until(self, condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + WATCHDOG_S
+        while not condition():
+            assert self._process is None or self._process.poll() is None, (self.directory / "log").read_text()
+            assert time.monotonic() < deadline, (self.directory / "log").read_text()
+            time.sleep(0.01)
+
+    def obelisk(self, coordinator: int) -> Path:
+        return self.directory / "d" / "state" / "obelisks" / f"{coordinator:04d}.obelisk"
+
+    def ctl(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "pharaohd.ctl", "--dir", str(self.directory / "d"), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=WATCHDOG_S, check=False)
+
+    def ctl_json(self, *arguments: str) -> Any:
+        done = self.ctl(*arguments, "-o", "json")
+        assert (done.returncode, done.stderr) == (0, "")
+        return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Daemon]:
+    """For tests that change nothing."""
+    daemon = Daemon()
+    try:
+        daemon.start()
+        yield daemon
+    finally:
+        daemon.remove()
+
+
+@pytest.fixture
+def own() -> Iterator[Daemon]:
+    daemon = Daemon()
+    try:
+        daemon.start()
+        yield daemon
+    finally:
+        daemon.remove()
+
+
+def test_status_of_a_daemon_that_is_well(shared: Daemon) -> None:
+    facts = shared.ctl_json("status")
+    assert facts["status"] == "ok"
+    assert (facts["workers_live"], facts["workers_total"], facts["workers_not_live"]) == (2, 2, [])
+    assert facts["first_live"] == 0
+    assert facts["clock_alarms"] == []
+    assert Path(f"/proc/{facts['supervisor_pid']}").exists()
+
+
+def test_next_gives_rising_ids_that_decode_shows(shared: Daemon) -> None:
+    before_ms = time.time_ns() // 1_000_000
+    ids = [int(text) for text in shared.ctl("next", "-n", "20000").stdout.split()]
+    assert len(ids) == 20000
+    assert all(a < b for a, b in itertools.pairwise(ids))
+    rows = shared.ctl_json("decode", str(ids[0]), shared.ctl("next", "--base32").stdout.strip())
+    assert libpharaoh.parse(ids[0]).unix_ms >= before_ms - 1000
+    assert int(rows[0]["id"]) == ids[0] < int(rows[1]["id"])
+    assert {row["coordinator"] for row in rows} <= {0, 1}
+
+
+def test_the_statistics_show_what_was_issued(shared: Daemon) -> None:
+    issued = shared.ctl_json("status")["ids_issued"]
+    shared.ctl("next", "-n", "5000")
+    assert shared.ctl_json("status")["ids_issued"] >= issued + 5000
+    workers = shared.ctl_json("workers")
+    assert [worker["coordinator"] for worker in workers] == [0, 1]
+    for worker in workers:
+        assert worker["state"] == "live"
+        assert Path(f"/proc/{worker['pid']}").exists()
+        assert worker["ceiling"] >= worker["next_tick"]
+        assert 0 <= worker["heartbeat_age_ms"] <= ctl.HEARTBEAT_STALE_MS
+    answers = shared.ctl_json("stats")
+    assert list(answers) == ["0", "1"]
+
+
+def test_workers_are_a_table_with_a_line_each(shared: Daemon) -> None:
+    header, first, second = shared.ctl("workers").stdout.splitlines()
+    assert header.split()[:4] == ["coord", "state", "pid", "restarts"]
+    assert first.split()[:2] == ["0", "live"]
+    assert second.split()[:2] == ["1", "live"]
+
+
+def test_ping(shared: Daemon) -> None:
+    assert shared.ctl_json("ping")["answer"] == "pong"
+    assert shared.ctl("ping").stdout.startswith("pong from coordinator ")
+
+
+def test_a_closed_pipe_is_no_traceback(shared: Daemon) -> None:
+    common = f"--dir {shared.directory / 'd'}"
+    script = f"{sys.executable} -m pharaohd.ctl {common} next -n 200000 | head -n 1"
+    done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, timeout=WATCHDOG_S, check=True)
+    assert done.stdout.strip().isdigit()
+    assert done.stderr == ""
+
+
+def test_clock_accept_without_an_alarm_changes_nothing(shared: Daemon) -> None:
+    assert [row["coordinator"] for row in shared.ctl_json("clock", "accept")] == [0, 1]
+    assert [row["coordinator"] for row in shared.ctl_json("clock", "accept", "1")] == [1]
+
+
+def test_a_restarted_worker_shows_in_the_table(own: Daemon) -> None:
+    before = own.ctl_json("workers")[1]
+    os.kill(before["pid"], signal.SIGKILL)
+    own.wait_until(lambda: own.ctl_json("workers")[1]["restart_count"] == before["restart_count"] + 1)
+    own.wait_until(lambda: own.states() == [WorkerState.LIVE] * 2)
+    after = own.ctl_json("workers")[1]
+    assert after["pid"] != before["pid"]
+    assert after["exit_code"] == 128 + signal.SIGKILL
+
+
+def test_a_worker_that_cannot_serve_is_degraded_and_then_repaired(own: Daemon) -> None:
+    """F2, F3: a damaged Obelisk is refused; the remedy that pharaohctl prints leads back, above every id."""
+    ids = [int(text) for text in own.ctl("next", "-n", "3000").stdout.split()]
+    [pid] = [worker["pid"] for worker in own.ctl_json("workers") if worker["coordinator"] == 1]
+    own.obelisk(1).write_bytes(bytes(own.obelisk(1).stat().st_size))
+    os.kill(pid, signal.SIGKILL)
+    own.wait_until(lambda: WorkerState.FAILED in own.states())
+    assert own.ctl("status").returncode == ctl.EXIT_DEGRADED
+    verified = own.ctl("obelisk", "verify", "--config", str(own.config))
+    assert verified.returncode == ctl.EXIT_PROBLEMS
+    assert "pharaohctl obelisk bump 1 --create" in verified.stdout + verified.stderr
+    own.stop()
+    repaired = own.ctl("obelisk", "bump", "1", "--create", "--config", str(own.config))
+    assert repaired.returncode == 0, repaired.stderr
+    assert own.ctl("obelisk", "verify", "--config", str(own.config)).returncode == 0
+    own.start()
+    assert own.ctl("status").returncode == 0
+    assert int(own.ctl("next").stdout) > max(ids)
+
+
+def test_reload_says_whether_the_daemon_took_the_settings(own: Daemon) -> None:
+    serial = own.ctl_json("status")["settings_serial"]
+    own.config.write_text(CONFIG + "[ring]\nmax_age_ms = 20\n")
+    done = own.ctl("reload")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert own.ctl_json("status")["settings_serial"] == serial + 1
+    own.config.write_text(CONFIG + "[ring]\nmax_age_ms = 0\n")
+    refused = own.ctl("reload")
+    assert refused.returncode == 80
+    assert "SETTINGS_INVALID" in refused.stderr
+    assert own.ctl_json("status")["reload_failures"] == 1
