@@ -170,7 +170,7 @@ def file_system_type(path: str) -> str:
     """
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        with open(f"/proc/self/fdinfo/{descriptor}", encoding="ascii") as file:
+        with open(f"/proc/self/fdinfo/{descriptor}", encoding="utf-8") as file:
             mount_id = next((line.split()[1] for line in file if line.startswith("mnt_id:")), "")
         with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
             for line in file:

@@ -9,6 +9,7 @@ import socket
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -436,16 +437,17 @@ def test_unusable_state_dir(daemon: Daemon) -> None:
 
 
 @pytest.mark.root
-def test_unwritable_directories(daemon: Daemon) -> None:
-    (daemon.directory / "state").mkdir()
-    os.chmod(daemon.directory, 0o777)
-    daemon.environment["FAKE_USER"] = "65534"  # nobody
-    for parent in list(daemon.directory.parents)[:3]:
-        os.chmod(parent, 0o755)
-    daemon.fails_with(StateDirError)
-    os.chmod(daemon.directory, 0o755)
-    daemon.log.unlink()
-    daemon.fails_with(RuntimeDirError)
+def test_unwritable_directories() -> None:
+    # Not under tmp_path, whose parents are closed to other users: only what is made here is opened.
+    with tempfile.TemporaryDirectory(prefix="pharaohd-") as name:
+        daemon = Daemon(Path(name))
+        daemon.environment["FAKE_USER"] = "65534"  # nobody
+        (daemon.directory / "state").mkdir(mode=0o755)
+        daemon.directory.chmod(0o777)
+        assert "/state" in daemon.fails_with(StateDirError)
+        daemon.directory.chmod(0o755)
+        daemon.log.unlink()
+        daemon.fails_with(RuntimeDirError)
 
 
 def test_unknown_group(daemon: Daemon) -> None:
