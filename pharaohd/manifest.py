@@ -9,6 +9,7 @@ Invariants
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import zlib
@@ -56,7 +57,7 @@ def ensure(state_dir: str, owned: Iterable[int], create: Callable[[int, str], No
     unfinished = [coordinator for coordinator in sorted(owned) if known[coordinator] == "creating"]
     if not unfinished:
         return
-    sync_directory(state_dir)
+    sync_with_parents(state_dir)
     write(state_dir, known)
     for coordinator in unfinished:
         path = obelisk_path(state_dir, coordinator)
@@ -113,6 +114,16 @@ def write(state_dir: str, known: Coordinators) -> None:
         os.fsync(file.fileno())
     os.rename(temporary, path)
     sync_directory(state_dir)
+
+
+def sync_with_parents(path: str) -> None:
+    """Makes a directory that may be new durable: a power cut must not take it, and its history with it."""
+    path = os.path.abspath(path)
+    sync_directory(path)
+    while path != "/":
+        path = os.path.dirname(path)
+        with contextlib.suppress(PermissionError):  # where this user may not look, it has not created anything
+            sync_directory(path)
 
 
 def sync_directory(path: str) -> None:
