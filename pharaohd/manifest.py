@@ -44,6 +44,7 @@ def ensure(state_dir: str, owned: Iterable[int], create: Callable[[int, str], No
     Raises ManifestError, ObeliskMissingError, ObeliskTooNewError, OSError, and what `create` raises.
     """
     os.makedirs(obelisks_dir(state_dir), mode=0o700, exist_ok=True)
+    sync_directory(state_dir)  # a killed predecessor may have renamed the manifest and not synced that
     known = read(state_dir)
     for coordinator in sorted(owned):
         present = os.path.lexists(obelisk_path(state_dir, coordinator))
