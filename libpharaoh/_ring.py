@@ -17,7 +17,7 @@ from libpharaoh._socket import Connection
 from libpharaoh.errors import ConnectFailedError, PharaohError, ProtocolViolationError
 
 if TYPE_CHECKING:
-    from libpharaoh._core import IdBuffer
+    from libpharaoh._core import IdBuffer, RingHandle
 
 RING_VERSION = 1
 STRICT_SLICE_NS = 20_000_000
@@ -58,28 +58,16 @@ class Ring:
         result, descriptors = connection.request_descriptors("attach", [name, max_age_ms], 3, deadline)
         after_ns = time.monotonic_ns()
         try:
-            now_ns, age_ns = int(result["now_ns"]), int(result["max_age_ms"]) * 1_000_000
-            if result["version"] != RING_VERSION:
-                raise ProtocolViolationError(f"ring version {result['version']}")
-            # Another time namespace has another monotonic clock.
-            skew_ns = 0 if before_ns <= now_ns <= after_ns else before_ns - now_ns
-            grants_fd, client_fd, doorbell_fd = descriptors
-            handle = lib.ph_ring_open(grants_fd, client_fd, doorbell_fd, skew_ns, age_ns)
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            connection.close()
-            raise ProtocolViolationError(f"attach: {type(error).__name__}: {error}") from None
+            return cls(_open(result, descriptors, before_ns, after_ns), connection)
         except PharaohError:
             connection.close()
             raise
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            connection.close()
+            raise ProtocolViolationError(f"attach: {type(error).__name__}: {error}") from None
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
-        if handle == ffi.NULL:
-            connection.close()
-            if ffi.errno == errno.EPROTO:
-                raise ProtocolViolationError("attach: the segments are not a ring of this version")
-            raise ConnectFailedError(f"mapping a ring: {os.strerror(ffi.errno)}")
-        return cls(ffi.gc(handle, lib.ph_ring_close), connection)
 
     def wait(self, timeout_ns: int) -> None:
         """Asks for grants and sleeps until there is something to take, the ring is lost, or the time is over."""
@@ -103,3 +91,23 @@ class Ring:
         status = lib.ph_ring_status(self._handle)
         ended = (lib.PH_RING_REVOKED, lib.PH_RING_FORKED, lib.PH_RING_DAMAGED)
         return status in ended or self.connection.hung_up()
+
+
+def _open(result: Any, descriptors: list[int], before_ns: int, after_ns: int) -> Any:
+    """Maps what came with an attach reply. Takes the doorbell out of `descriptors`; the others can be closed."""
+    if result["version"] != RING_VERSION:
+        raise ProtocolViolationError(f"ring version {result['version']}")
+    now_ns, age_ns = int(result["now_ns"]), int(result["max_age_ms"]) * 1_000_000
+    # Another time namespace has another monotonic clock.
+    skew_ns = 0 if before_ns <= now_ns <= after_ns else before_ns - now_ns
+    handle = lib.ph_ring_open(descriptors[0], descriptors[1], descriptors[2], skew_ns, age_ns)
+    if handle == ffi.NULL:
+        if ffi.errno == errno.EPROTO:
+            raise ProtocolViolationError("attach: the segments are not a ring of this version")
+        raise ConnectFailedError(f"mapping a ring: {os.strerror(ffi.errno)}")
+    return ffi.gc(handle, functools.partial(_close, descriptors.pop()))
+
+
+def _close(doorbell_fd: int, handle: RingHandle) -> None:
+    lib.ph_ring_close(handle)
+    os.close(doorbell_fd)

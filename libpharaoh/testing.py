@@ -23,7 +23,7 @@ from libpharaoh.errors import AfterTooFarError, ClientClosedError, InvalidArgume
 from libpharaoh.scarab import DEFAULT_LAYOUT, Layout, Scarab, compose, coordinator_for, parse, whole_number
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
-AFTER_MS_MAX = 60_000
+AFTER_MS_MAX = 10_000
 
 
 class FakeClient:
@@ -96,7 +96,7 @@ class FakeClient:
             return array.array("Q", (self._issue(self._hello.coordinator) for _ in range(n)))
 
     def get_timestamp(self, key: str | bytes | None = None, *, after: int | None = None) -> int:
-        """As `Client.get_timestamp`; an `after` of more than a minute ahead raises AfterTooFarError."""
+        """As `Client.get_timestamp`; an `after` of more than ten seconds ahead raises AfterTooFarError."""
         raw = None if key is None else checked_key(key, self._hello)
         with self._lock:
             self._enter("get_timestamp")
@@ -152,7 +152,7 @@ class FakeClient:
             self._ms, self._sequence = ms, -1
 
     def _issue(self, coordinator: int, low: int = 0) -> int:
-        """The next id of `coordinator` that exceeds all earlier ones and `low`; takes the next millisecond if need be."""
+        """The next id of `coordinator` that exceeds all earlier ones and `low`, in the next millisecond if need be."""
         while True:
             self._sequence += 1
             if self._sequence == self.layout.sequence_count:

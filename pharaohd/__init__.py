@@ -1,1 +1,3 @@
 """The Pharaoh daemon."""
+
+__version__ = "0.1.0"

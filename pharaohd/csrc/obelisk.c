@@ -14,7 +14,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "crc32c.h"
+#include "crc.h"
 #include "ph_errors.h"
 
 #define IDENTITY_MAGIC UINT64_C(0x4b53494c45424f50) /* "POBELISK" */

@@ -119,10 +119,15 @@ int64_t ph_producer_demand(struct ph_producer *producer, uint64_t monotonic_ns) 
     int expired;
     uint64_t fresh = fresh_count(producer, monotonic_ns, &expired);
     int lately = monotonic_ns - producer->refilled_ns < producer->max_age_ns;
-    if (producer->cursor == producer->head && producer->head > 0 && lately) {
+    if (producer->cursor == producer->head && producer->head != producer->grown_at_head && lately) {
+        producer->grown_at_head = producer->head;
         producer->want = producer->want * 2 < producer->want_max ? producer->want * 2 : producer->want_max;
-    } else if (expired || !lately) {
+    } else if ((expired || !lately) && producer->head != producer->grown_at_head) {
+        producer->grown_at_head = producer->head;
         producer->want = producer->want / 2 > PH_WANT_MIN ? producer->want / 2 : PH_WANT_MIN;
+    }
+    if (producer->head - producer->cursor == PH_RING_SLOTS) {
+        return 0; /* no room: nothing that the worker could do would help */
     }
     return producer->want > fresh ? (int64_t)(producer->want - fresh) : 0;
 }

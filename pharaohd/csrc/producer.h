@@ -35,6 +35,7 @@ struct ph_producer {
     uint64_t want_max;
     uint64_t want; /* how many fresh ticks the ring should hold; follows the client's appetite */
     uint64_t refilled_ns;
+    uint64_t grown_at_head; /* `want` changes at most once per refill */
     uint64_t answered;
 };
 

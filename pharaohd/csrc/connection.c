@@ -1,0 +1,411 @@
+/* Sockets and frames: bytes in, requests to methods.c, bytes out. */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "ph_errors.h"
+#include "worker.h"
+
+#define ACCEPTS_PER_EVENT 16
+#define NS_PER_MS UINT64_C(1000000)
+
+static struct ph_uid_count *uid_entry(struct ph_worker *worker, uid_t uid) {
+    struct ph_uid_count *unused = NULL;
+    for (size_t i = 0; i < PH_UIDS_MAX; i++) {
+        if (worker->uids[i].count > 0 && worker->uids[i].uid == uid) {
+            return &worker->uids[i];
+        }
+        if (worker->uids[i].count == 0 && unused == NULL) {
+            unused = &worker->uids[i];
+        }
+    }
+    if (unused != NULL) {
+        unused->uid = uid;
+    }
+    return unused;
+}
+
+static uid_t peer_uid(int fd) {
+    struct ucred peer = {.uid = (uid_t)-1};
+    socklen_t length = sizeof peer;
+    getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &length);
+    return peer.uid;
+}
+
+/* What epoll should watch for follows from the state; the system call is made only when it changes. */
+static void update_interest(struct ph_worker *worker, struct ph_connection *connection) {
+    int full = connection->output_length - connection->output_at >= worker->config.output_bytes_max ||
+               connection->forwarded >= PH_IN_FLIGHT_MAX;
+    uint32_t interest = 0;
+    if (!connection->is_waiting && !full && !connection->peer_done) {
+        interest |= EPOLLIN;
+    }
+    if (connection->output_length > connection->output_at) {
+        interest |= EPOLLOUT;
+    }
+    if (interest != connection->interest) {
+        struct epoll_event event = {.events = interest, .data.ptr = &connection->source};
+        epoll_ctl(worker->epoll_fd, EPOLL_CTL_MOD, connection->source.fd, &event);
+        connection->interest = interest;
+    }
+}
+
+struct ph_connection *ph_connection_open(struct ph_worker *worker, int fd, enum ph_source_kind kind) {
+    struct ph_connection *connection = calloc(1, sizeof *connection);
+    if (connection == NULL) {
+        close(fd);
+        return NULL;
+    }
+    connection->source = (struct ph_source){kind, fd};
+    connection->interest = EPOLLIN;
+    connection->uid = peer_uid(fd);
+    if (ph_worker_watch(worker, &connection->source, EPOLLIN) != 0) {
+        close(fd);
+        free(connection);
+        return NULL;
+    }
+    LIST_INSERT_HEAD(&worker->connections, connection, all);
+    if (kind == PH_SOURCE_CONNECTION) {
+        uid_entry(worker, connection->uid)->count++;
+        ph_count(&worker->slot->connections, 1);
+    }
+    return connection;
+}
+
+static void stop_waiting(struct ph_worker *worker, struct ph_connection *connection) {
+    if (connection->is_waiting) {
+        TAILQ_REMOVE(&worker->waiting, connection, waiting);
+        worker->waiting_count--;
+        connection->is_waiting = 0;
+    }
+}
+
+static void start_waiting(struct ph_worker *worker, struct ph_connection *connection) {
+    if (!connection->is_waiting) {
+        TAILQ_INSERT_TAIL(&worker->waiting, connection, waiting);
+        worker->waiting_count++;
+        connection->is_waiting = 1;
+    }
+}
+
+void ph_connection_requeue(struct ph_worker *worker, struct ph_connection *connection) {
+    if (!connection->closed && (connection->input_length > 0 || connection->peer_done || !connection->interest)) {
+        start_waiting(worker, connection);
+        worker->resume_now = 1;
+    }
+}
+
+void ph_connection_close(struct ph_worker *worker, struct ph_connection *connection) {
+    if (connection->closed) {
+        return;
+    }
+    connection->closed = 1;
+    stop_waiting(worker, connection);
+    if (connection->ring != NULL) {
+        ph_ring_detach(worker, connection->ring);
+    }
+    if (connection->source.kind == PH_SOURCE_LINK) {
+        ph_link_lost(worker, connection->link);
+    } else {
+        ph_link_forget(worker, connection);
+        uid_entry(worker, connection->uid)->count--;
+        ph_count(&worker->slot->connections, UINT64_MAX);
+    }
+    close(connection->source.fd);
+    LIST_REMOVE(connection, all);
+    LIST_INSERT_HEAD(&worker->graveyard, connection, all);
+}
+
+void ph_connections_bury(struct ph_worker *worker) {
+    while (!LIST_EMPTY(&worker->graveyard)) {
+        struct ph_connection *connection = LIST_FIRST(&worker->graveyard);
+        LIST_REMOVE(connection, all);
+        free(connection->ring);
+        free(connection->input);
+        free(connection->output);
+        free(connection);
+    }
+}
+
+static void violation(struct ph_worker *worker, struct ph_connection *connection, const char *what) {
+    ph_count(&worker->slot->violations, 1);
+    ph_worker_log(worker, PH_LOG_WARNING, "connection of uid %u closed: %s", (unsigned)connection->uid, what);
+    ph_connection_close(worker, connection);
+}
+
+static int keep_output(struct ph_worker *worker, struct ph_connection *connection, const uint8_t *data, size_t length) {
+    size_t pending = connection->output_length - connection->output_at;
+    if (connection->output_at > 0) {
+        memmove(connection->output, connection->output + connection->output_at, pending);
+    }
+    uint8_t *grown = realloc(connection->output, pending + length);
+    if (grown == NULL) {
+        ph_connection_close(worker, connection);
+        return 0;
+    }
+    memcpy(grown + pending, data, length);
+    if (pending == 0) {
+        connection->output_moved_ns = worker->monotonic_ns;
+    }
+    connection->output = grown;
+    connection->output_at = 0;
+    connection->output_length = pending + length;
+    return 1;
+}
+
+void ph_connection_send(struct ph_worker *worker, struct ph_connection *connection, const uint8_t *data,
+                        size_t length) {
+    if (connection->closed || length == 0) {
+        return;
+    }
+    size_t sent = 0;
+    if (connection->output_length == 0) {
+        ssize_t result = send(connection->source.fd, data, length, MSG_NOSIGNAL | MSG_DONTWAIT);
+        if (result < 0 && errno != EAGAIN && errno != EINTR) {
+            ph_connection_close(worker, connection);
+            return;
+        }
+        sent = result > 0 ? (size_t)result : 0;
+    }
+    if (sent < length && keep_output(worker, connection, data + sent, length - sent)) {
+        update_interest(worker, connection);
+    }
+}
+
+static void drain_output(struct ph_worker *worker, struct ph_connection *connection) {
+    size_t pending = connection->output_length - connection->output_at;
+    ssize_t sent = send(connection->source.fd, connection->output + connection->output_at, pending,
+                        MSG_NOSIGNAL | MSG_DONTWAIT);
+    if (sent < 0 && errno != EAGAIN && errno != EINTR) {
+        ph_connection_close(worker, connection);
+        return;
+    }
+    if (sent > 0) {
+        connection->output_at += (size_t)sent;
+        connection->output_moved_ns = worker->monotonic_ns;
+    }
+    if (connection->output_at == connection->output_length) {
+        free(connection->output);
+        connection->output = NULL;
+        connection->output_at = connection->output_length = 0;
+    }
+}
+
+/* Serves the frame at `frame`, whose end the scan has found. */
+static enum ph_outcome serve_frame(struct ph_worker *worker, struct ph_connection *connection, const uint8_t *frame,
+                                   struct ph_writer *writer) {
+    struct ph_request request;
+    size_t length = connection->scan.position;
+    enum ph_message_kind kind = ph_frame_read(frame, length, &request);
+    if (kind == PH_MESSAGE_RESPONSE && connection->source.kind == PH_SOURCE_LINK) {
+        ph_link_reply(worker, connection->link, &request);
+        return PH_DONE;
+    }
+    if (kind == PH_MESSAGE_NOTIFICATION) {
+        return PH_DONE; /* nothing that can be asked for is of use without an answer */
+    }
+    if (kind != PH_MESSAGE_REQUEST || connection->source.kind == PH_SOURCE_LINK) {
+        return PH_CLOSE;
+    }
+    return ph_method_call(worker, connection, &request, writer);
+}
+
+static int may_serve(const struct ph_worker *worker, const struct ph_connection *connection) {
+    return !connection->closed && !connection->is_waiting && connection->forwarded < PH_IN_FLIGHT_MAX &&
+           connection->output_length - connection->output_at < worker->config.output_bytes_max;
+}
+
+/* Serves whole frames; returns how many bytes they were. Replies of one batch leave in one write. */
+static size_t serve_frames(struct ph_worker *worker, struct ph_connection *connection, const uint8_t *data,
+                           size_t length) {
+    struct ph_writer writer = {worker->output, 0, sizeof worker->output};
+    size_t at = 0;
+    while (at < length && may_serve(worker, connection)) {
+        enum ph_scan_result found = ph_frame_scan(&connection->scan, data + at, length - at);
+        if (found == PH_SCAN_MORE) {
+            break;
+        }
+        enum ph_outcome outcome = PH_CLOSE;
+        if (found == PH_SCAN_FRAME) {
+            outcome = serve_frame(worker, connection, data + at, &writer);
+        }
+        if (outcome == PH_WAIT) {
+            if (connection->waiting_since_ns == 0) {
+                connection->waiting_since_ns = worker->monotonic_ns;
+            }
+            start_waiting(worker, connection);
+            break;
+        }
+        if (outcome == PH_CLOSE) {
+            ph_connection_send(worker, connection, writer.data, writer.length);
+            violation(worker, connection, "malformed frame");
+            return length;
+        }
+        at += connection->scan.position;
+        connection->scan = (struct ph_scan){0};
+        connection->waiting_since_ns = 0;
+        if (writer.capacity - writer.length < PH_REPLY_BYTES_MAX) {
+            ph_connection_send(worker, connection, writer.data, writer.length);
+            writer.length = 0;
+        }
+    }
+    ph_connection_send(worker, connection, writer.data, writer.length);
+    return at;
+}
+
+/* Keeps what has arrived of an unfinished frame, and of those behind one that waits. */
+static void keep_input(struct ph_worker *worker, struct ph_connection *connection, const uint8_t *data, size_t length,
+                       int moved) {
+    if (length == 0) {
+        free(connection->input);
+        connection->input = NULL;
+    } else {
+        uint8_t *kept = malloc(length);
+        if (kept == NULL) {
+            ph_connection_close(worker, connection);
+            return;
+        }
+        memcpy(kept, data, length);
+        free(connection->input);
+        connection->input = kept;
+    }
+    if (moved || connection->input_length == 0) {
+        connection->frame_started_ns = worker->monotonic_ns;
+    }
+    connection->input_length = (uint32_t)length;
+}
+
+static void serve_input(struct ph_worker *worker, struct ph_connection *connection, size_t length) {
+    size_t served = serve_frames(worker, connection, worker->input, length);
+    if (!connection->closed) {
+        keep_input(worker, connection, worker->input + served, length - served, served > 0);
+    }
+    if (!connection->closed) {
+        update_interest(worker, connection);
+    }
+}
+
+static size_t unfinished_input(struct ph_worker *worker, const struct ph_connection *connection) {
+    if (connection->input_length > 0) {
+        memcpy(worker->input, connection->input, connection->input_length);
+    }
+    return connection->input_length;
+}
+
+static void read_input(struct ph_worker *worker, struct ph_connection *connection) {
+    size_t kept = unfinished_input(worker, connection);
+    if (kept == sizeof worker->input) {
+        return;
+    }
+    ssize_t got = recv(connection->source.fd, worker->input + kept, sizeof worker->input - kept, MSG_DONTWAIT);
+    if (got < 0) {
+        if (errno != EAGAIN && errno != EINTR) {
+            ph_connection_close(worker, connection);
+        }
+        return;
+    }
+    if (got == 0) {
+        connection->peer_done = 1;
+        update_interest(worker, connection);
+        return;
+    }
+    serve_input(worker, connection, kept + (size_t)got);
+}
+
+/* A peer that has stopped sending is gone once everything that it can still expect has left. */
+static int finished(const struct ph_connection *connection) {
+    return connection->peer_done && !connection->is_waiting && connection->forwarded == 0 &&
+           connection->output_length == 0;
+}
+
+void ph_connection_ready(struct ph_worker *worker, struct ph_connection *connection, uint32_t events) {
+    if (connection->closed) {
+        return;
+    }
+    if (events & EPOLLOUT) {
+        drain_output(worker, connection);
+        /* room again for the replies to requests that are already here */
+        if (!connection->closed && connection->input_length > 0 && may_serve(worker, connection)) {
+            serve_input(worker, connection, unfinished_input(worker, connection));
+        }
+    }
+    if (!connection->closed && (events & EPOLLIN) && may_serve(worker, connection)) {
+        read_input(worker, connection);
+    }
+    if (!connection->closed) {
+        update_interest(worker, connection);
+    }
+    if (!connection->closed && (finished(connection) || ((events & (EPOLLHUP | EPOLLERR)) && !(events & EPOLLIN)))) {
+        ph_connection_close(worker, connection);
+    }
+}
+
+void ph_connections_resume(struct ph_worker *worker) {
+    worker->resume_now = 0;
+    for (uint32_t left = worker->waiting_count; left > 0 && !TAILQ_EMPTY(&worker->waiting); left--) {
+        struct ph_connection *connection = TAILQ_FIRST(&worker->waiting);
+        stop_waiting(worker, connection);
+        serve_input(worker, connection, unfinished_input(worker, connection));
+        if (!connection->closed && finished(connection)) {
+            ph_connection_close(worker, connection);
+        }
+    }
+}
+
+void ph_connections_check_deadlines(struct ph_worker *worker) {
+    uint64_t deadline_ns = worker->config.frame_deadline_ms * NS_PER_MS;
+    struct ph_connection *connection = LIST_FIRST(&worker->connections);
+    while (connection != NULL) {
+        struct ph_connection *next = LIST_NEXT(connection, all);
+        int half_frame = connection->input_length > 0 && may_serve(worker, connection) &&
+                         worker->monotonic_ns - connection->frame_started_ns > deadline_ns;
+        int stuck = connection->output_length > 0 && worker->monotonic_ns - connection->output_moved_ns > deadline_ns;
+        if (half_frame || stuck) {
+            violation(worker, connection, half_frame ? "a frame was not completed in time" : "replies are not read");
+        }
+        connection = next;
+    }
+}
+
+static void admit(struct ph_worker *worker, int fd) {
+    struct ph_uid_count *entry = uid_entry(worker, peer_uid(fd));
+    if (worker->slot->connections >= worker->config.connections_max || entry == NULL ||
+        entry->count >= worker->config.connections_per_uid_max) {
+        ph_worker_log(worker, PH_LOG_WARNING, "connection of uid %u refused: too many connections",
+                      (unsigned)peer_uid(fd));
+        close(fd);
+        return;
+    }
+    ph_connection_open(worker, fd, PH_SOURCE_CONNECTION);
+}
+
+/* Out of descriptors: the reserve one lets the oldest caller be told (by a hang-up) rather than left in the queue. */
+static void shed_one(struct ph_worker *worker, struct ph_source *listener) {
+    close(worker->reserve_fd);
+    int fd = accept4(listener->fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+    if (fd >= 0) {
+        close(fd);
+    }
+    worker->reserve_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
+    worker->accept_paused = 1; /* until the next heartbeat: no spin */
+    ph_worker_log(worker, PH_LOG_ERROR, "out of file descriptors: connections are refused for a second");
+}
+
+void ph_listener_ready(struct ph_worker *worker, struct ph_source *listener) {
+    for (int i = 0; i < ACCEPTS_PER_EVENT; i++) {
+        int fd = accept4(listener->fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+        if (fd < 0) {
+            if (errno == EMFILE || errno == ENFILE || errno == ENOMEM || errno == ENOBUFS) {
+                shed_one(worker, listener);
+            }
+            return;
+        }
+        ph_count(&worker->slot->accepts, 1);
+        admit(worker, fd);
+    }
+}

@@ -1,0 +1,178 @@
+/*
+ * Attached rings: who lacks ticks, who asked strictly.
+ *
+ * Fairness: what is left of the supply is shared out in equal parts among the rings that lack ticks, in rounds, so that
+ * a greedy client costs another at most the wait for the next millisecond.
+ */
+#define _GNU_SOURCE
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "ph_errors.h"
+#include "worker.h"
+
+#define SHARE_MIN 32
+#define NS_PER_MS UINT64_C(1000000)
+#define NS_PER_US UINT64_C(1000)
+
+static void start_starving(struct ph_worker *worker, struct ph_ring_owner *ring) {
+    if (!ring->is_starving) {
+        TAILQ_INSERT_TAIL(&worker->starving, ring, starving);
+        ring->is_starving = 1;
+        worker->starving_count++;
+    }
+}
+
+static void stop_starving(struct ph_worker *worker, struct ph_ring_owner *ring) {
+    if (ring->is_starving) {
+        TAILQ_REMOVE(&worker->starving, ring, starving);
+        ring->is_starving = 0;
+        worker->starving_count--;
+    }
+}
+
+static void set_hot(struct ph_worker *worker, struct ph_ring_owner *ring, int hot) {
+    if (hot && !ring->is_hot) {
+        LIST_INSERT_HEAD(&worker->hot, ring, hot);
+    } else if (!hot && ring->is_hot) {
+        LIST_REMOVE(ring, hot);
+    }
+    if (hot != ring->is_hot) {
+        ring->is_hot = (uint8_t)hot;
+        ph_producer_set_polling(&ring->producer, hot);
+    }
+}
+
+int ph_ring_attach(struct ph_worker *worker, struct ph_connection *connection, uint64_t max_age_ns) {
+    struct ph_ring_owner *ring = calloc(1, sizeof *ring);
+    if (ring == NULL || ph_producer_open(&ring->producer, &worker->issuer, max_age_ns) != 0) {
+        free(ring);
+        return PH_ERR_RING_LIMIT;
+    }
+    ring->source = (struct ph_source){PH_SOURCE_RING, ring->producer.doorbell_fd};
+    ring->connection = connection;
+    if (ph_worker_watch(worker, &ring->source, EPOLLIN | EPOLLET) != 0) {
+        ph_producer_close(&ring->producer);
+        free(ring);
+        return PH_ERR_RING_LIMIT;
+    }
+    connection->ring = ring;
+    ph_count(&worker->slot->rings, 1);
+    return 0;
+}
+
+/* The owner itself is freed with its connection, after the events of this round. */
+void ph_ring_detach(struct ph_worker *worker, struct ph_ring_owner *ring) {
+    stop_starving(worker, ring);
+    set_hot(worker, ring, 0);
+    ph_producer_close(&ring->producer);
+    ph_count(&worker->slot->rings, UINT64_MAX);
+}
+
+/* 1: nothing is left unanswered. */
+static int answer_request(struct ph_worker *worker, struct ph_ring_owner *ring) {
+    struct ph_strict_request request;
+    if (!ph_producer_request(&ring->producer, &request)) {
+        return 1;
+    }
+    uint64_t first_live = ph_load_relaxed(&worker->stats->first_live);
+    if ((request.flags & PH_STRICT_KEYLESS) && first_live != worker->issuer.coordinator) {
+        ph_producer_answer(&ring->producer, &request, PH_STRICT_MOVED, first_live);
+        return 1;
+    }
+    uint64_t id = 0;
+    int error = 0;
+    if (ph_strict_issue(worker, request.after, &id, &error) == PH_WAIT) {
+        return 0;
+    }
+    ph_producer_answer(&ring->producer, &request, error != 0 ? PH_STRICT_REFUSED : PH_STRICT_OK,
+                       error != 0 ? (uint64_t)error : id);
+    if (worker->config.strict_spin_us > 0) {
+        worker->spin_until_ns = worker->monotonic_ns + worker->config.strict_spin_us * NS_PER_US;
+        set_hot(worker, ring, 1);
+    }
+    return 1;
+}
+
+/* Gives at most `share` of what the ring lacks. Returns 1 when it lacks nothing any more. */
+static int feed(struct ph_worker *worker, struct ph_ring_owner *ring, uint64_t share) {
+    int64_t lacking = ph_producer_demand(&ring->producer, worker->monotonic_ns);
+    if (lacking < 0) {
+        ph_count(&worker->slot->violations, 1);
+        ph_worker_log(worker, PH_LOG_WARNING, "ring of uid %u revoked: its cursor is out of range",
+                      (unsigned)ring->connection->uid);
+        ph_connection_close(worker, ring->connection);
+        return 1;
+    }
+    uint64_t count = (uint64_t)lacking < share ? (uint64_t)lacking : share;
+    struct ph_supply supply;
+    ph_worker_supply(worker, ring->producer.max_age_ns, &supply);
+    uint64_t given = ph_producer_refill(&ring->producer, &supply, count);
+    ph_count(&worker->slot->ids_ring, given);
+    ph_count(&worker->slot->grants, given > 0);
+    return given == (uint64_t)lacking;
+}
+
+void ph_ring_rung(struct ph_worker *worker, struct ph_ring_owner *ring) {
+    if (ring->connection->closed) {
+        return;
+    }
+    int satisfied = answer_request(worker, ring);
+    satisfied &= feed(worker, ring, worker->starving_count > 0 ? SHARE_MIN : UINT64_MAX);
+    if (!satisfied && !ring->connection->closed) {
+        start_starving(worker, ring);
+        ph_worker_renew_ceiling(worker);
+    }
+}
+
+/* Ticks that could be had now, over all milliseconds that are still open. */
+static uint64_t supply_left(struct ph_worker *worker) {
+    struct ph_supply supply;
+    ph_worker_supply(worker, worker->config.max_age_ms * NS_PER_MS, &supply);
+    uint64_t start = worker->issuer.next_tick > supply.floor_tick ? worker->issuer.next_tick : supply.floor_tick;
+    uint64_t end = supply.limit_tick < supply.ceiling_tick ? supply.limit_tick : supply.ceiling_tick;
+    return end > start ? end - start : 0;
+}
+
+void ph_rings_feed(struct ph_worker *worker) {
+    uint64_t left = supply_left(worker);
+    worker->short_of_ceiling =
+        left == 0 && ph_syncer_durable(&worker->syncer) <= ph_tick_of_ms(&worker->issuer.layout, worker->now_ms);
+    while (worker->starving_count > 0 && left > 0) {
+        uint64_t share = left / worker->starving_count > SHARE_MIN ? left / worker->starving_count : SHARE_MIN;
+        for (uint32_t round = worker->starving_count; round > 0 && !TAILQ_EMPTY(&worker->starving); round--) {
+            struct ph_ring_owner *ring = TAILQ_FIRST(&worker->starving);
+            stop_starving(worker, ring);
+            int satisfied = answer_request(worker, ring);
+            satisfied &= feed(worker, ring, share);
+            if (!satisfied && !ring->connection->closed) {
+                start_starving(worker, ring);
+            }
+        }
+        uint64_t now_left = supply_left(worker);
+        if (now_left >= left) {
+            return; /* what they lack cannot be had yet (full rings, unanswered requests) */
+        }
+        left = now_left;
+    }
+    ph_worker_renew_ceiling(worker);
+}
+
+/* Looks at the rings that asked strictly a moment ago; once that is long enough ago, they must ring again. */
+void ph_rings_poll(struct ph_worker *worker) {
+    struct ph_ring_owner *ring = LIST_FIRST(&worker->hot);
+    int over = worker->monotonic_ns >= worker->spin_until_ns;
+    while (ring != NULL) {
+        struct ph_ring_owner *next = LIST_NEXT(ring, hot);
+        if (over) {
+            set_hot(worker, ring, 0); /* before the last look: pairs with exchange() in ph_ring.c */
+        }
+        if (!answer_request(worker, ring)) {
+            start_starving(worker, ring);
+        }
+        ring = next;
+    }
+}

@@ -1,0 +1,336 @@
+/* A worker's life and its loop. */
+#define _GNU_SOURCE
+#include "worker.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/prctl.h>
+#include <sys/signalfd.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "ph_errors.h"
+
+#define EVENTS_PER_WAIT 64
+#define HEARTBEAT_NS UINT64_C(1000000000)
+#define CEILING_RETRY_NS UINT64_C(10000000)
+#define FORWARD_CHECK_NS UINT64_C(50000000)
+#define NS_PER_MS UINT64_C(1000000)
+
+void ph_worker_log(struct ph_worker *worker, int level, const char *format, ...) {
+    if (worker->event_count == PH_EVENTS_MAX) {
+        return; /* a flood: the first lines of it are enough */
+    }
+    struct ph_event *event = &worker->events[worker->event_count++];
+    event->kind = PH_EVENT_LOG;
+    event->level = level;
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(event->text, sizeof event->text, format, arguments);
+    va_end(arguments);
+}
+
+int ph_worker_watch(struct ph_worker *worker, struct ph_source *source, uint32_t events) {
+    struct epoll_event event = {.events = events, .data.ptr = source};
+    return epoll_ctl(worker->epoll_fd, EPOLL_CTL_ADD, source->fd, &event);
+}
+
+static void read_boot_id(uint8_t boot_id[16]) {
+    char text[64] = "";
+    int fd = open("/proc/sys/kernel/random/boot_id", O_RDONLY | O_CLOEXEC);
+    ssize_t length = fd >= 0 ? read(fd, text, sizeof text - 1) : 0;
+    if (fd >= 0) {
+        close(fd);
+    }
+    memset(boot_id, 0, 16);
+    for (ssize_t i = 0, digit = 0; i < length && digit < 32; i++) {
+        const char *hex = "0123456789abcdef";
+        const char *at = text[i] != '\0' ? strchr(hex, text[i]) : NULL;
+        if (at != NULL) {
+            boot_id[digit / 2] = (uint8_t)(boot_id[digit / 2] << 4 | (uint8_t)(at - hex));
+            digit++;
+        }
+    }
+}
+
+/* Virtual time starts at the ceiling found or at the clock, whichever is later; both must be times the layout holds. */
+static int start_clock(struct ph_worker *worker, struct ph_fault *fault) {
+    const struct ph_worker_config *config = &worker->config;
+    const struct ph_record *found = &worker->obelisk.newest;
+    const struct ph_layout *layout = &worker->issuer.layout;
+    struct ph_clock_source source = {ph_clock_read_system, config->clock_offset_ns};
+    read_boot_id(worker->boot_id);
+    ph_clock_init(&worker->clock, source, (int64_t)(config->jump_ms_max * NS_PER_MS), (int64_t)config->slew_per_mille);
+    ph_clock_resume(&worker->clock, &found->sample, worker->boot_id);
+    if (found->ceiling > 0) {
+        uint64_t ceiling_ms = ph_ms_of_tick(layout, found->ceiling) + layout->epoch_ms;
+        ph_clock_raise(&worker->clock, (int64_t)(ceiling_ms * NS_PER_MS));
+    }
+    ph_worker_refresh_time(worker);
+    if (worker->now_ms == 0 || ph_worker_time_exhausted(worker)) {
+        return ph_fault_set(fault, PH_ERR_CLOCK_UNUSABLE, "the clock is %s the layout's %u bits of milliseconds",
+                            worker->now_ms == 0 ? "before" : "beyond", layout->ms_bits);
+    }
+    return 0;
+}
+
+static int take_obelisk(struct ph_worker *worker, struct ph_fault *fault) {
+    const struct ph_worker_config *config = &worker->config;
+    int code = ph_obelisk_open(&worker->obelisk, config->obelisk_path, PH_OBELISK_OWN, fault);
+    if (code != 0) {
+        return code;
+    }
+    worker->issuer.layout = config->identity.layout;
+    worker->issuer.coordinator = config->identity.coordinator;
+    worker->issuer.next_tick = worker->obelisk.newest.ceiling;
+    code = ph_obelisk_check(&worker->obelisk, &config->identity, fault);
+    code = code != 0 ? code : start_clock(worker, fault);
+    code = code != 0 ? code : ph_obelisk_settle(&worker->obelisk, fault);
+    if (code == 0) {
+        struct ph_clock_sample sample;
+        ph_clock_sample(&worker->clock, worker->boot_id, &sample);
+        uint64_t ceiling = ph_tick_of_ms(&worker->issuer.layout, worker->now_ms + config->window_ms);
+        uint64_t end = ph_tick_end(&worker->issuer.layout);
+        worker->requested_ceiling = ceiling < end ? ceiling : end;
+        code = ph_obelisk_write(&worker->obelisk, worker->requested_ceiling, &sample, 0, fault);
+    }
+    if (code != 0) {
+        ph_obelisk_close(&worker->obelisk);
+    }
+    return code;
+}
+
+static int watch_sources(struct ph_worker *worker) {
+    sigset_t stop_signals;
+    sigemptyset(&stop_signals);
+    sigaddset(&stop_signals, SIGTERM);
+    sigprocmask(SIG_BLOCK, &stop_signals, NULL);
+    worker->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+    worker->reserve_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
+    worker->listeners[0] = (struct ph_source){PH_SOURCE_LISTENER, worker->config.listen_fd};
+    worker->listeners[1] = (struct ph_source){PH_SOURCE_LISTENER, worker->config.own_fd};
+    worker->control = (struct ph_source){PH_SOURCE_CONTROL, worker->config.control_fd};
+    worker->signals = (struct ph_source){PH_SOURCE_SIGNAL, signalfd(-1, &stop_signals, SFD_NONBLOCK | SFD_CLOEXEC)};
+    worker->sync_events = (struct ph_source){PH_SOURCE_SYNC, eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)};
+    return worker->epoll_fd < 0 || worker->reserve_fd < 0 ||
+           /* one of the workers that wait on the shared listener wakes, not all */
+           ph_worker_watch(worker, &worker->listeners[0], EPOLLIN | EPOLLEXCLUSIVE) != 0 ||
+           ph_worker_watch(worker, &worker->listeners[1], EPOLLIN) != 0 ||
+           ph_worker_watch(worker, &worker->control, EPOLLIN) != 0 ||
+           ph_worker_watch(worker, &worker->signals, EPOLLIN) != 0 ||
+           ph_worker_watch(worker, &worker->sync_events, EPOLLIN | EPOLLET) != 0;
+}
+
+static void find_slots(struct ph_worker *worker) {
+    struct ph_stats_slot *slots = (struct ph_stats_slot *)(void *)(worker->config.stats + 1);
+    worker->stats = worker->config.stats;
+    worker->slot = &slots[worker->config.slot];
+    for (uint64_t i = 0; i < worker->stats->slot_count; i++) {
+        worker->slot_of[slots[i].coordinator] = (uint16_t)(i + 1);
+    }
+    ph_store_relaxed(&worker->slot->connections, 0);
+    ph_store_relaxed(&worker->slot->rings, 0);
+}
+
+struct ph_worker *ph_worker_open(const struct ph_worker_config *config, struct ph_fault *fault) {
+    struct ph_worker *worker = calloc(1, sizeof *worker);
+    if (worker == NULL) {
+        ph_fault_set(fault, PH_ERR_INTERNAL, "out of memory");
+        return NULL;
+    }
+    worker->config = *config;
+    LIST_INIT(&worker->connections);
+    LIST_INIT(&worker->graveyard);
+    LIST_INIT(&worker->hot);
+    TAILQ_INIT(&worker->waiting);
+    TAILQ_INIT(&worker->starving);
+    find_slots(worker);
+    prctl(PR_SET_TIMERSLACK, 1000);
+    if (take_obelisk(worker, fault) != 0) {
+        free(worker);
+        return NULL;
+    }
+    if (watch_sources(worker) != 0 ||
+        ph_syncer_start(&worker->syncer, &worker->obelisk, worker->sync_events.fd) != 0) {
+        ph_fault_set(fault, PH_ERR_INTERNAL, "starting to serve: %s", strerror(errno));
+        return NULL; /* the process ends, and with it all that it holds */
+    }
+    return worker;
+}
+
+static void publish_gauges(struct ph_worker *worker) {
+    struct ph_stats_slot *slot = worker->slot;
+    ph_store_relaxed(&slot->heartbeat_ns, worker->monotonic_ns);
+    ph_store_relaxed(&slot->syncs, ph_load_relaxed(&worker->syncer.sync_count));
+    ph_store_relaxed(&slot->sync_ns_last, ph_load_relaxed(&worker->syncer.sync_ns_last));
+    ph_store_relaxed(&slot->sync_ns_max, ph_load_relaxed(&worker->syncer.sync_ns_max));
+    ph_store_relaxed(&slot->ceiling, ph_syncer_durable(&worker->syncer));
+    ph_store_relaxed(&slot->next_tick, worker->issuer.next_tick);
+    ph_store_relaxed(&slot->virtual_ms, worker->now_ms);
+    ph_store_relaxed(&slot->clock_ahead_ms, (uint64_t)(worker->clock.ahead_ns / (int64_t)NS_PER_MS));
+    ph_store_relaxed(&slot->clock_steps_back, worker->clock.steps_back);
+    uint64_t jump_ms = (uint64_t)worker->clock.jump_ns / NS_PER_MS;
+    if (jump_ms != 0 && ph_load_relaxed(&slot->clock_jump_ms) == 0) {
+        ph_worker_log(worker, PH_LOG_ERROR,
+                      "the wall clock jumped %llu ms ahead and is not followed; `pharaohctl clock accept` if it is right",
+                      (unsigned long long)jump_ms);
+    }
+    ph_store_relaxed(&slot->clock_jump_ms, jump_ms);
+}
+
+static void heartbeat(struct ph_worker *worker) {
+    if (worker->monotonic_ns < worker->heartbeat_due_ns) {
+        return;
+    }
+    worker->heartbeat_due_ns = worker->monotonic_ns + HEARTBEAT_NS;
+    publish_gauges(worker);
+    ph_connections_check_deadlines(worker);
+    if (worker->accept_paused) {
+        worker->accept_paused = 0;
+        ph_worker_watch(worker, &worker->listeners[0], EPOLLIN | EPOLLEXCLUSIVE);
+        ph_worker_watch(worker, &worker->listeners[1], EPOLLIN);
+    }
+}
+
+static void pause_accepting(struct ph_worker *worker) {
+    if (worker->accept_paused) {
+        epoll_ctl(worker->epoll_fd, EPOLL_CTL_DEL, worker->listeners[0].fd, NULL);
+        epoll_ctl(worker->epoll_fd, EPOLL_CTL_DEL, worker->listeners[1].fd, NULL);
+    }
+}
+
+static uint64_t earlier(uint64_t a, uint64_t b) { return a < b ? a : b; }
+
+/* How long there is nothing to do unless something happens: a second at most, for the heartbeat. */
+static uint64_t sleep_ns(const struct ph_worker *worker) {
+    if (!LIST_EMPTY(&worker->hot) || worker->resume_now) {
+        return 0;
+    }
+    uint64_t ns = worker->heartbeat_due_ns > worker->monotonic_ns ? worker->heartbeat_due_ns - worker->monotonic_ns : 0;
+    if (worker->waiting_count > 0 || worker->starving_count > 0) {
+        ns = earlier(ns, worker->short_of_ceiling ? CEILING_RETRY_NS : ph_worker_until_next_ms(worker));
+    }
+    return worker->forwarded_count > 0 ? earlier(ns, FORWARD_CHECK_NS) : ns;
+}
+
+static int wait_for_events(struct ph_worker *worker, struct epoll_event *events) {
+    static int whole_ms_only;
+    uint64_t ns = sleep_ns(worker);
+    if (!whole_ms_only) {
+        struct timespec timeout = {(time_t)(ns / HEARTBEAT_NS), (long)(ns % HEARTBEAT_NS)};
+        int count = (int)syscall(SYS_epoll_pwait2, worker->epoll_fd, events, EVENTS_PER_WAIT, &timeout, NULL, 0);
+        if (count >= 0 || errno != ENOSYS) {
+            return count;
+        }
+        whole_ms_only = 1; /* before Linux 5.11 */
+    }
+    return epoll_wait(worker->epoll_fd, events, EVENTS_PER_WAIT, (int)((ns + NS_PER_MS - 1) / NS_PER_MS));
+}
+
+static void handle(struct ph_worker *worker, const struct epoll_event *event) {
+    struct ph_source *source = event->data.ptr;
+    switch (source->kind) {
+    case PH_SOURCE_LISTENER:
+        if (!worker->accept_paused) {
+            ph_listener_ready(worker, source);
+            pause_accepting(worker);
+        }
+        break;
+    case PH_SOURCE_CONNECTION:
+    case PH_SOURCE_LINK:
+        ph_connection_ready(worker, (struct ph_connection *)(void *)source, event->events);
+        break;
+    case PH_SOURCE_RING:
+        ph_ring_rung(worker, (struct ph_ring_owner *)(void *)source);
+        break;
+    case PH_SOURCE_SYNC: /* edge-triggered: never read; the durable ceiling is looked at in each round */
+        worker->resume_now = 1;
+        break;
+    case PH_SOURCE_CONTROL:
+    case PH_SOURCE_SIGNAL:
+        if (worker->event_count < PH_EVENTS_MAX) {
+            int kind = source->kind == PH_SOURCE_SIGNAL ? PH_EVENT_STOP : PH_EVENT_CONTROL;
+            worker->events[worker->event_count++] = (struct ph_event){.kind = kind};
+        }
+        break;
+    }
+}
+
+/* One round: wait, handle what happened, then serve those who wait for time, ticks or a ceiling. */
+static void round_of_loop(struct ph_worker *worker) {
+    struct epoll_event events[EVENTS_PER_WAIT];
+    uint64_t ms_before = worker->now_ms;
+    uint64_t next_tick_before = worker->issuer.next_tick;
+    int count = wait_for_events(worker, events);
+    ph_worker_refresh_time(worker);
+    ph_count(&worker->slot->wakeups, 1);
+    int moved_on = worker->now_ms != ms_before || worker->resume_now;
+    if (worker->waiting_count > 0 && (moved_on || worker->short_of_ceiling)) {
+        ph_connections_resume(worker);
+    }
+    for (int i = 0; i < count; i++) {
+        handle(worker, &events[i]);
+    }
+    ph_rings_poll(worker);
+    if (worker->resume_now) {
+        worker->short_of_ceiling = 0;
+        ph_connections_resume(worker);
+    }
+    if (worker->starving_count > 0) {
+        ph_rings_feed(worker);
+    }
+    if (worker->issuer.next_tick != next_tick_before) {
+        ph_worker_renew_ceiling(worker);
+    }
+    if (worker->forwarded_count > 0) {
+        ph_links_check_deadlines(worker);
+    }
+    heartbeat(worker);
+    ph_connections_bury(worker);
+}
+
+void ph_worker_run(struct ph_worker *worker, struct ph_event *event) {
+    while (worker->event_count == 0) {
+        round_of_loop(worker);
+    }
+    *event = worker->events[0];
+    worker->event_count--;
+    memmove(&worker->events[0], &worker->events[1], worker->event_count * sizeof worker->events[0]);
+}
+
+void ph_worker_reload(struct ph_worker *worker, uint64_t max_age_ms, uint64_t strict_spin_us, uint64_t frame_deadline_ms,
+                      uint64_t stall_ms_max) {
+    worker->config.max_age_ms = max_age_ms;
+    worker->config.strict_spin_us = strict_spin_us;
+    worker->config.frame_deadline_ms = frame_deadline_ms;
+    worker->config.stall_ms_max = stall_ms_max;
+}
+
+int ph_worker_close(struct ph_worker *worker, struct ph_fault *fault) {
+    while (!LIST_EMPTY(&worker->connections)) {
+        ph_connection_close(worker, LIST_FIRST(&worker->connections));
+    }
+    ph_connections_bury(worker);
+    ph_links_free(worker);
+    ph_syncer_stop(&worker->syncer);
+    struct ph_clock_sample sample;
+    ph_worker_refresh_time(worker);
+    ph_clock_sample(&worker->clock, worker->boot_id, &sample);
+    int code = ph_obelisk_check_path(&worker->obelisk, fault);
+    code = code != 0 ? code : ph_obelisk_write(&worker->obelisk, worker->issuer.next_tick, &sample, 1, fault);
+    ph_obelisk_close(&worker->obelisk);
+    close(worker->epoll_fd);
+    close(worker->reserve_fd);
+    close(worker->signals.fd);
+    close(worker->sync_events.fd);
+    free(worker);
+    return code;
+}

@@ -1,0 +1,224 @@
+/*
+ * The serving loop of one coordinator, in one thread. worker.c: life and loop; supply.c: time, ceiling, ids;
+ * connection.c: sockets and frames; ring.c: attached rings; methods.c: what a request does; link.c: siblings.
+ *
+ * Invariants
+ * - Everything that is issued comes from ph_worker_take(), below the durable ceiling that the sync thread has published.
+ * - The loop makes no system call that a disk can hang.
+ * - What a peer may make this process hold is bounded: input by the frame limit, output by output_bytes_max, connections
+ *   and rings by count.
+ * - A connection that is closed while events are being handled is freed only after them.
+ */
+#ifndef PH_WORKER_H
+#define PH_WORKER_H
+
+#include <stdint.h>
+#include <sys/queue.h>
+#include <sys/types.h>
+
+#include "clock.h"
+#include "frame.h"
+#include "issuer.h"
+#include "obelisk.h"
+#include "ph_atomic.h"
+#include "producer.h"
+#include "stats.h"
+#include "syncer.h"
+#include "worker_api.h"
+
+#define PH_KEY_BYTES_MAX 4096
+#define PH_IN_FLIGHT_MAX 1024
+#define PH_IDS_MAX 8192
+#define PH_RUNS_MAX 40
+#define PH_PROTOCOL 1
+#define PH_INPUT_BYTES (2 * PH_FRAME_BYTES_MAX)
+#define PH_OUTPUT_BYTES (4 * PH_REPLY_BYTES_MAX)
+#define PH_EVENTS_MAX 8
+#define PH_UIDS_MAX 256
+
+enum ph_source_kind {
+    PH_SOURCE_LISTENER,
+    PH_SOURCE_CONTROL,
+    PH_SOURCE_SIGNAL,
+    PH_SOURCE_SYNC,
+    PH_SOURCE_CONNECTION,
+    PH_SOURCE_RING,
+    PH_SOURCE_LINK,
+};
+
+/* What epoll hands back: the first member of whatever owns the descriptor. */
+struct ph_source {
+    enum ph_source_kind kind;
+    int fd;
+};
+
+struct ph_connection {
+    struct ph_source source; /* CONNECTION, or LINK with `link` set */
+    LIST_ENTRY(ph_connection) all;
+    TAILQ_ENTRY(ph_connection) waiting; /* for time or a ceiling */
+    struct ph_ring_owner *ring;
+    struct ph_link *link;
+    uint32_t interest; /* what epoll watches for */
+    uid_t uid;
+    uint8_t is_waiting;
+    uint8_t peer_done; /* it will send no more */
+    uint8_t closed;
+
+    struct ph_scan scan;
+    uint8_t *input;
+    uint32_t input_length;
+    uint64_t frame_started_ns;
+    uint64_t waiting_since_ns;
+
+    uint8_t *output;
+    size_t output_at;
+    size_t output_length;
+    uint64_t output_moved_ns;
+
+    uint32_t forwarded; /* requests that a sibling has not answered yet */
+    /* next_ids in progress */
+    struct ph_run runs[PH_RUNS_MAX];
+    uint32_t run_count;
+    uint32_t run_ids;
+};
+
+struct ph_ring_owner {
+    struct ph_source source; /* RING: the doorbell */
+    struct ph_connection *connection;
+    struct ph_producer producer;
+    TAILQ_ENTRY(ph_ring_owner) starving; /* lacks ticks, or holds an unanswered strict request */
+    LIST_ENTRY(ph_ring_owner) hot;       /* asked strictly a moment ago: looked at without being rung */
+    uint8_t is_starving;
+    uint8_t is_hot;
+};
+
+/* A request passed to a sibling, by the number that it has there. */
+struct ph_forwarded {
+    struct ph_connection *connection; /* NULL: free, or its client is gone */
+    uint32_t message_id;
+    uint64_t deadline_ns;
+};
+
+struct ph_link {
+    struct ph_connection *connection; /* NULL: not connected */
+    uint32_t coordinator;
+    uint32_t next_entry;
+    uint32_t in_use;
+    struct ph_forwarded entries[PH_IN_FLIGHT_MAX];
+};
+
+struct ph_uid_count {
+    uid_t uid;
+    uint32_t count;
+};
+
+TAILQ_HEAD(ph_waiting_list, ph_connection);
+TAILQ_HEAD(ph_starving_list, ph_ring_owner);
+LIST_HEAD(ph_connection_list, ph_connection);
+LIST_HEAD(ph_hot_list, ph_ring_owner);
+
+struct ph_worker {
+    struct ph_worker_config config;
+    struct ph_clock clock;
+    struct ph_issuer issuer;
+    struct ph_obelisk obelisk;
+    struct ph_syncer syncer;
+    uint8_t boot_id[16];
+    struct ph_stats_header *stats;
+    struct ph_stats_slot *slot;
+    uint16_t slot_of[PH_COORDINATOR_MAX]; /* 1 + index in the statistics page, 0: not this host's */
+
+    uint64_t now_ms; /* virtual, since the epoch */
+    int64_t virtual_ns;
+    uint64_t monotonic_ns;
+    uint64_t requested_ceiling;
+    uint64_t socket_used_ns; /* when an id was last asked for outside of a ring's grants */
+    uint8_t short_of_ceiling;
+    uint8_t resume_now; /* some waiting connection may go on although neither time nor ceiling has moved */
+    uint8_t accept_paused;
+
+    int epoll_fd;
+    int reserve_fd;
+    struct ph_source listeners[2];
+    struct ph_source control;
+    struct ph_source signals;
+    struct ph_source sync_events;
+
+    struct ph_connection_list connections;
+    struct ph_connection_list graveyard;
+    struct ph_waiting_list waiting;
+    struct ph_starving_list starving;
+    struct ph_hot_list hot;
+    uint64_t spin_until_ns;
+    uint64_t heartbeat_due_ns;
+    uint32_t waiting_count;
+    uint32_t starving_count;
+    struct ph_link *links[PH_COORDINATOR_MAX];
+    uint32_t forwarded_count;
+    struct ph_uid_count uids[PH_UIDS_MAX];
+
+    struct ph_event events[PH_EVENTS_MAX];
+    uint32_t event_count;
+    uint8_t input[PH_INPUT_BYTES];
+    uint8_t output[PH_OUTPUT_BYTES];
+};
+
+/* supply.c */
+void ph_worker_refresh_time(struct ph_worker *worker);
+/* Issues up to `count` ticks not older than now and not below floor_tick. count 0: wait (`short_of_ceiling` says why). */
+struct ph_run ph_worker_take(struct ph_worker *worker, uint64_t floor_tick, uint64_t count);
+/* What rings may be given now. */
+void ph_worker_supply(struct ph_worker *worker, uint64_t max_age_ns, struct ph_supply *supply);
+void ph_worker_renew_ceiling(struct ph_worker *worker);
+/* Nanoseconds until the next virtual millisecond. */
+uint64_t ph_worker_until_next_ms(const struct ph_worker *worker);
+int ph_worker_time_exhausted(const struct ph_worker *worker);
+/* An `after` in its bounds raises the clock. Returns 0 or an error's code. */
+int ph_worker_accept_after(struct ph_worker *worker, uint64_t after, uint64_t *floor_tick);
+
+/* connection.c */
+enum ph_outcome { PH_DONE, PH_WAIT, PH_CLOSE };
+struct ph_connection *ph_connection_open(struct ph_worker *worker, int fd, enum ph_source_kind kind);
+void ph_connection_close(struct ph_worker *worker, struct ph_connection *connection);
+void ph_connection_ready(struct ph_worker *worker, struct ph_connection *connection, uint32_t events);
+void ph_connection_send(struct ph_worker *worker, struct ph_connection *connection, const uint8_t *data, size_t length);
+/* Its input may be served again (a sibling answered): in this round of the loop. */
+void ph_connection_requeue(struct ph_worker *worker, struct ph_connection *connection);
+/* Goes on with requests that had to wait, those that waited longest first. */
+void ph_connections_resume(struct ph_worker *worker);
+void ph_connections_check_deadlines(struct ph_worker *worker);
+void ph_connections_bury(struct ph_worker *worker);
+void ph_listener_ready(struct ph_worker *worker, struct ph_source *listener);
+
+/* ring.c */
+int ph_ring_attach(struct ph_worker *worker, struct ph_connection *connection, uint64_t max_age_ns);
+void ph_ring_detach(struct ph_worker *worker, struct ph_ring_owner *ring);
+void ph_ring_rung(struct ph_worker *worker, struct ph_ring_owner *ring);
+void ph_rings_feed(struct ph_worker *worker);
+void ph_rings_poll(struct ph_worker *worker);
+
+/* methods.c */
+enum ph_outcome ph_method_call(struct ph_worker *worker, struct ph_connection *connection, struct ph_request *request,
+                               struct ph_writer *writer);
+/* An id for a strict request. Returns PH_DONE with *id or *error set, or PH_WAIT. */
+enum ph_outcome ph_strict_issue(struct ph_worker *worker, uint64_t after, uint64_t *id, int *error);
+
+/* link.c */
+/* Passes a request on to a live sibling; its reply comes back on the connection later. 0, or an error's code. */
+int ph_link_forward(struct ph_worker *worker, struct ph_connection *connection, uint32_t coordinator,
+                    uint32_t message_id, const char *method, const struct ph_reader *params, uint32_t param_count);
+void ph_link_reply(struct ph_worker *worker, struct ph_link *link, const struct ph_request *reply);
+void ph_link_lost(struct ph_worker *worker, struct ph_link *link);
+void ph_link_forget(struct ph_worker *worker, const struct ph_connection *connection);
+void ph_links_check_deadlines(struct ph_worker *worker);
+void ph_links_free(struct ph_worker *worker);
+
+/* worker.c */
+void ph_worker_log(struct ph_worker *worker, int level, const char *format, ...) __attribute__((format(printf, 3, 4)));
+int ph_worker_watch(struct ph_worker *worker, struct ph_source *source, uint32_t events);
+
+static inline void ph_count(uint64_t *counter, uint64_t by) {
+    ph_store_relaxed(counter, ph_load_relaxed(counter) + by);
+}
+
+#endif

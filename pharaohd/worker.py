@@ -1,0 +1,137 @@
+"""A worker process: Python around the C loop, which it starts, stops and logs for. See contract.py."""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import signal
+import socket
+from typing import Any
+
+from libpharaoh.errors import InternalError, SettingsError, StartError
+from pharaohd import __version__, log, obelisk
+from pharaohd._core import ffi, lib
+from pharaohd.contract import WorkerSpec
+
+LEVELS = {lib.PH_LOG_INFO: "info", lib.PH_LOG_WARNING: "warning", lib.PH_LOG_ERROR: "error"}
+
+
+def run(spec: WorkerSpec) -> int:
+    """Serves until told to stop; returns the exit status."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # the C loop reads it; Ctrl-C is the supervisor's affair
+    with socket.socket(fileno=spec.control_fd) as control:
+        worker = Worker(spec, control)
+        try:
+            worker.open()
+            worker.serve()
+        except StartError as error:
+            worker.say({"event": "failed", "code": error.code, "message": error.detail})
+            return error.exit_status or 1
+        except Exception:
+            worker.log.exception("a bug")
+            worker.say({"event": "failed", "code": InternalError.code, "message": "a bug: see the log"})
+            return InternalError.exit_status or 1
+    return 0
+
+
+class Worker:
+    """One coordinator's worker: the C handle and the stream to the supervisor."""
+
+    def __init__(self, spec: WorkerSpec, control: socket.socket) -> None:
+        self.log = log.logger("worker", spec.coordinator)
+        self._spec = spec
+        self._control = control
+        self._inbox = b""
+        self._handle: Any = ffi.NULL
+
+    def open(self) -> None:
+        """Takes the Obelisk and reserves. Raises StartError."""
+        config, self._kept = make_config(self._spec)
+        fault = ffi.new("struct ph_fault *")
+        self._handle = lib.ph_worker_open(config, fault)
+        if self._handle == ffi.NULL:
+            raise obelisk.fault_error(fault)
+
+    def serve(self) -> None:
+        """Raises StartError when the exact position cannot be written at the end."""
+        event = ffi.new("struct ph_event *")
+        self.say({"event": "ready"})
+        while True:
+            lib.ph_worker_run(self._handle, event)
+            if event.kind == lib.PH_EVENT_LOG:
+                getattr(self.log, LEVELS[event.level])(ffi.string(event.text).decode(errors="replace"))
+            elif event.kind == lib.PH_EVENT_STOP or self._told_to_stop():
+                break
+        fault = ffi.new("struct ph_fault *")
+        if lib.ph_worker_close(self._handle, fault):
+            raise obelisk.fault_error(fault)
+
+    def say(self, message: dict[str, object]) -> None:
+        try:
+            self._control.sendall(json.dumps(message).encode() + b"\n", socket.MSG_NOSIGNAL)
+        except OSError:
+            self.log.warning("the supervisor is gone")
+
+    def _told_to_stop(self) -> bool:
+        try:
+            data = self._control.recv(65_536, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        *lines, self._inbox = (self._inbox + data).split(b"\n")
+        orders = [json.loads(line) for line in lines]
+        for order in orders:
+            if order["do"] == "reload":
+                self._reload(order["settings"])
+        # An empty read: the supervisor died, and its worker must not go on without it.
+        return not data or any(order["do"] == "stop" for order in orders)
+
+    def _reload(self, values: dict[str, Any]) -> None:
+        ring, rpc = values["ring"], values["rpc"]
+        log.configure(values["log"]["level"], self._spec.settings.log.format)
+        lib.ph_worker_reload(
+            self._handle, ring["max_age_ms"], ring["strict_spin_us"], rpc["frame_deadline_ms"], rpc["stall_ms_max"]
+        )
+
+
+def make_config(spec: WorkerSpec) -> tuple[Any, list[Any]]:
+    """The C core's settings, and the Python objects that must live as long as it does."""
+    settings = spec.settings
+    config = ffi.new("struct ph_worker_config *")
+    endpoints = os.path.join(os.path.dirname(spec.socket_path), "coordinators")
+    texts = [ffi.new("char[]", os.fsencode(text)) for text in (spec.obelisk_path, endpoints, __version__)]
+    config.obelisk_path, config.endpoints, config.version = texts
+    obelisk.fill_identity(config.identity, obelisk.identity_for(settings, spec.coordinator))
+    config.listen_fd, config.own_fd, config.control_fd = spec.listen_fd, spec.own_fd, spec.control_fd
+    config.stats = ffi.cast("struct ph_stats_header *", spec.stats_address)
+    config.slot = spec.slot
+    config.window_ms = settings.obelisk.window_ms
+    config.jump_ms_max = settings.clock.forward_jump_ms_max
+    config.after_ms_max = settings.clock.after_ms_max
+    config.slew_per_mille = settings.clock.slew_per_mille
+    config.rings_max = settings.ring.rings_max
+    config.connections_max = settings.rpc.connections_max
+    config.connections_per_uid_max = settings.rpc.connections_per_uid_max
+    config.output_bytes_max = settings.rpc.output_bytes_max
+    config.max_age_ms = settings.ring.max_age_ms
+    config.strict_spin_us = settings.ring.strict_spin_us
+    config.frame_deadline_ms = settings.rpc.frame_deadline_ms
+    config.stall_ms_max = settings.rpc.stall_ms_max
+    kept: list[Any] = [config, *texts]
+    if settings.clock.offset_file:
+        offsets = map_offsets(settings.clock.offset_file, spec.coordinator)
+        config.clock_offset_ns = ffi.cast("int64_t *", offsets) + spec.coordinator
+        kept.append(offsets)
+    return config, kept
+
+
+def map_offsets(path: str, coordinator: int) -> Any:
+    """clock.offset_file, mapped, as a cffi buffer. Raises SettingsError when it holds no number for this coordinator."""
+    try:
+        with open(path, "rb") as file:
+            mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"clock.offset_file {path}: {error}") from error
+    if len(mapping) < 8 * (coordinator + 1):
+        raise SettingsError(f"clock.offset_file {path} has no number for coordinator {coordinator}")
+    return ffi.from_buffer(mapping)
