@@ -30,7 +30,7 @@ from libpharaoh.errors import (
     SocketTakenError,
     StateDirError,
 )
-from pharaohd.stats import NO_COORDINATOR, Reader, WorkerState, WorkerStats
+from pharaohd.stats import NO_COORDINATOR, Reader, WorkerState, WorkerStats, page_name, unlink
 
 ROOT = Path(__file__).parents[2]
 WATCHDOG_S = 30.0
@@ -115,12 +115,17 @@ class Daemon:
             self.process.kill()
             self.process.wait(WATCHDOG_S)
 
+    def forget(self) -> None:
+        """A killed daemon leaves its page for its successor; here there is none."""
+        self.kill()
+        unlink(page_name(str(self.directory)))
+
 
 @pytest.fixture
 def daemon(tmp_path: Path) -> Iterator[Daemon]:
     one = Daemon(tmp_path)
     yield one
-    one.kill()
+    one.forget()
     # The workers see their supervisor's end and go: leave none behind.
     eventually(lambda: not pids_with(tmp_path), "no process left")
 
