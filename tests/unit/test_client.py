@@ -1,0 +1,579 @@
+"""The blocking client against a fake daemon: every path, every way a path can fail, and the order across them."""
+
+from __future__ import annotations
+
+import array
+import ctypes
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import libpharaoh
+from libpharaoh import Client, parse
+from libpharaoh.errors import (
+    AfterTooFarError,
+    ClientClosedError,
+    ConnectFailedError,
+    InvalidArgumentError,
+    KeyTooLongError,
+    PharaohError,
+    ProtocolViolationError,
+    RegressionError,
+    TimedOutError,
+    UnavailableError,
+    UnsupportedProtocolError,
+    WrongCoordinatorError,
+)
+from tests.unit.fake_daemon import Close, FakeDaemon, Garbage, Silence, open_descriptors
+
+OTHER_KEY = "a"  # crc32 % 4 == 3, which the fake's host does not own
+KEY_OF_1 = "b"
+
+
+@pytest.fixture
+def plain(tmp_path: Path) -> Iterator[FakeDaemon]:
+    """A daemon that refuses rings."""
+    with FakeDaemon(tmp_path) as daemon:
+        yield daemon
+
+
+@pytest.fixture
+def ringed(tmp_path: Path) -> Iterator[FakeDaemon]:
+    with FakeDaemon(tmp_path, rings=True) as daemon:
+        yield daemon
+
+
+def increasing(ids: list[int] | array.array[int]) -> bool:
+    return all(one < next_one for one, next_one in pairwise(ids))
+
+
+def asked(daemon: FakeDaemon, method: str) -> int:
+    return sum(1 for _, name, _ in daemon.requests if name == method)
+
+
+def answering(result: object) -> Callable[[list[Any]], object]:
+    return lambda _: result
+
+
+def in_child(work: Callable[[], bool], fork: Callable[[], int] = os.fork) -> None:
+    """Runs `work` in a forked child, which must find it true."""
+    child = fork()
+    if child == 0:
+        signal.alarm(30)
+        try:
+            os._exit(0 if work() else 1)
+        finally:
+            os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def raw_clone() -> int:
+    """A fork past the C library's and the interpreter's hooks."""
+    number = {"x86_64": 56, "aarch64": 220}[os.uname().machine]
+    return int(ctypes.CDLL(None).syscall(number, int(signal.SIGCHLD), None, None, None, None))
+
+
+# --- arguments
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"timeout": 0},
+        {"timeout": -1},
+        {"timeout": True},
+        {"timeout": float("nan")},
+        {"timeout": "5"},
+        {"max_age_ms": 0},
+        {"max_age_ms": 1.5},
+        {"name": b"bytes"},
+        {"path": ""},
+        {"path": "/" + "x" * 107},
+        {"path": "/tmp/a\0b"},
+    ],
+    ids=str,
+)
+def test_connect_refuses(arguments: dict[str, Any]) -> None:
+    with pytest.raises(InvalidArgumentError):
+        libpharaoh.connect(**arguments)
+
+
+def test_methods_refuse(plain: FakeDaemon) -> None:
+    with libpharaoh.connect(plain.path) as client:
+        for n in (0, -1, 2**24 + 1, True, 1.0, "1", None):
+            with pytest.raises(InvalidArgumentError):
+                client.next_ids(n)  # type: ignore[arg-type]
+        for key in (1, ["a"], "\ud800"):
+            with pytest.raises(InvalidArgumentError):
+                client.get_timestamp(key)  # type: ignore[arg-type]
+        for after in (-1, 2**64, 1.5, "1", True):
+            with pytest.raises(InvalidArgumentError):
+                client.get_timestamp(after=after)  # type: ignore[arg-type]
+        with pytest.raises(KeyTooLongError):
+            client.get_timestamp("k" * 1025)
+
+
+def test_the_environment_names_the_socket(plain: FakeDaemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PHARAOH_SOCKET", plain.path)
+    with libpharaoh.connect() as client:
+        client.ping()
+
+
+# --- what is served
+
+
+@pytest.mark.parametrize("rings", [False, True])
+def test_every_method(tmp_path: Path, rings: bool) -> None:
+    with FakeDaemon(tmp_path, rings=rings) as daemon, libpharaoh.connect(daemon.path) as client:
+        ids = [client.next_id() for _ in range(300)]
+        batch = client.next_ids(20_000)
+        assert (batch.typecode, memoryview(batch).format, len(batch)) == ("Q", "Q", 20_000)
+        ids += batch
+        ids += [client.get_timestamp(), client.get_timestamp(KEY_OF_1), client.get_timestamp(b"b", after=ids[-1])]
+        ids += [client.next_id(), *client.next_ids(1)]
+        assert increasing(ids)
+        client.ping()
+        assert client.stats() == {"coordinator": 0}
+        assert (client.hello.modulus, client.hello.coordinators, client.layout) == (4, (0, 1), libpharaoh.Layout())
+        assert parse(client.get_timestamp(KEY_OF_1)).coordinator == libpharaoh.coordinator_for(KEY_OF_1, 4) == 1
+
+
+def test_rings_serve_without_a_request(ringed: FakeDaemon) -> None:
+    with libpharaoh.connect(ringed.path) as client:
+        first = client.next_id()
+        client.get_timestamp()
+        before = len(ringed.requests)
+        assert increasing([first, *(client.next_id() for _ in range(1000)), client.get_timestamp()])
+        assert ringed.requests[before:] == []
+
+
+def test_rings_false_never_attaches(ringed: FakeDaemon) -> None:
+    with libpharaoh.connect(ringed.path, rings=False) as client:
+        assert increasing([client.next_id(), client.get_timestamp(), client.get_timestamp(KEY_OF_1), client.next_id()])
+    assert asked(ringed, "attach") == 0
+
+
+def test_an_id_of_zero_is_not_an_id(plain: FakeDaemon) -> None:
+    with libpharaoh.connect(plain.path) as client:
+        for nonsense in (0, -1, 2.0, None, "1", True):
+            plain.behaviours["next_id"].append(answering(nonsense))
+            with pytest.raises(ProtocolViolationError):
+                client.next_id()
+
+
+@pytest.mark.parametrize(
+    "runs", [None, [], [[1, 0]], [[5, 2], [6, 2]], [[5]], [[5, 9]], [[2**64 - 1, 2]], [["5", 1]], 7]
+)
+def test_runs_that_break_the_protocol(plain: FakeDaemon, runs: Any) -> None:
+    plain.behaviours["next_ids"].append(lambda _: runs)
+    with libpharaoh.connect(plain.path) as client, pytest.raises(ProtocolViolationError):
+        client.next_ids(3)
+
+
+def test_next_ids_keeps_to_the_daemon_s_limit(plain: FakeDaemon) -> None:
+    plain.ids_per_request = 10
+    with libpharaoh.connect(plain.path) as client:
+        assert increasing(client.next_ids(25))
+    assert [params for _, method, params in plain.requests if method == "next_ids"] == [[10], [10], [5]]
+
+
+# --- order across paths
+
+
+def test_a_lower_id_is_asked_for_again_above_the_last(plain: FakeDaemon) -> None:
+    """A worker whose clock is behind is told the last id instead of being believed."""
+    with libpharaoh.connect(plain.path) as client:
+        last = client.next_id()
+        plain.behaviours["next_id"].append(answering(last - 5))
+        second = client.next_id()
+        plain.behaviours["next_ids"].append(answering([[last - 5, 2]]))
+        assert increasing([last, second, *client.next_ids(2)])
+    assert [params for _, method, params in plain.requests if method == "get_timestamp"] == [
+        [None, last],
+        [None, second],
+    ]
+
+
+def test_regression_is_raised_not_returned(plain: FakeDaemon) -> None:
+    with libpharaoh.connect(plain.path) as client:
+        last = client.next_id()
+        plain.behaviours["next_id"].append(lambda _: last)
+        plain.behaviours["get_timestamp"].extend([lambda _: last, lambda _: last - 1])
+        with pytest.raises(RegressionError):
+            client.next_id()
+        with pytest.raises(RegressionError):
+            client.get_timestamp()
+        assert client.next_id() > last
+
+
+def test_order_holds_between_coordinators_whose_clocks_differ(ringed: FakeDaemon) -> None:
+    """M: coordinator 0's clock is 500 ms behind that of 1."""
+    ringed.lag_ms[0] = 500
+    with libpharaoh.connect(ringed.path) as client:
+        ids = []
+        for _ in range(50):
+            ids += [client.next_id(), client.get_timestamp(KEY_OF_1), client.next_id(), client.get_timestamp()]
+            ids += client.next_ids(3)
+        assert increasing(ids)
+
+
+def test_order_survives_a_daemon_whose_clock_is_behind(ringed: FakeDaemon) -> None:
+    """F18, F25: the last id is carried over the reconnection."""
+    with libpharaoh.connect(ringed.path) as client:
+        last = client.next_id()
+        ringed.lag_ms[0] = ringed.lag_ms[1] = 2000
+        ringed._last_tick.clear()
+        ringed.hang_up()
+        ids = [client.next_id() for _ in range(500)]
+        assert increasing([last, *ids])
+
+
+def test_a_call_without_a_key_follows_the_first_coordinator(ringed: FakeDaemon) -> None:
+    with libpharaoh.connect(ringed.path) as client:
+        ids, served = [], []
+        for first_live in (0, 1, 0):
+            ringed.first_live = first_live
+            ids += [client.get_timestamp() for _ in range(5)]
+            served.append({parse(id).coordinator for id in ids[-5:]})
+        assert served == [{0}, {1}, {0}]
+        assert increasing(ids)
+
+
+def test_key_of_another_host(plain: FakeDaemon) -> None:
+    """Not retried: no other worker of this host can help."""
+    with libpharaoh.connect(plain.path) as client:
+        plain.behaviours["get_timestamp"].append(WrongCoordinatorError())
+        with pytest.raises(WrongCoordinatorError):
+            client.get_timestamp(OTHER_KEY)
+    assert asked(plain, "get_timestamp") == 1
+
+
+def test_after_is_passed_on_and_refused_by_the_daemon(plain: FakeDaemon) -> None:
+    with libpharaoh.connect(plain.path) as client:
+        far = libpharaoh.compose(2**40)
+        plain.behaviours["get_timestamp"].append(AfterTooFarError())
+        with pytest.raises(AfterTooFarError):
+            client.get_timestamp(b"k", after=far)
+        assert plain.requests[-1][2] == [b"k", far]
+        assert client.get_timestamp(after=far) > far
+
+
+# --- failures
+
+
+def test_no_daemon(tmp_path: Path) -> None:
+    with pytest.raises(ConnectFailedError, match="No such file"):
+        libpharaoh.connect(tmp_path / "none.sock", timeout=0.05)
+
+
+def test_a_daemon_that_comes_late_is_waited_for(tmp_path: Path) -> None:
+    daemon = FakeDaemon(tmp_path)
+    starter = threading.Timer(0.2, daemon.start)
+    starter.start()
+    try:
+        with libpharaoh.connect(daemon.path, timeout=30) as client:
+            client.ping()
+    finally:
+        starter.join()
+        daemon.stop()
+
+
+def test_a_full_backlog_is_waited_for(tmp_path: Path) -> None:
+    """F40: EAGAIN from connect is retried within the deadline, then is an error."""
+    path = str(tmp_path / "full.sock")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen(0)
+        filler = [socket.socket(socket.AF_UNIX) for _ in range(3)]
+        for sock in filler:
+            sock.setblocking(False)
+            sock.connect_ex(path)
+        with pytest.raises(ConnectFailedError, match="temporarily unavailable"):
+            libpharaoh.connect(path, timeout=0.1)
+        for sock in filler:
+            sock.close()
+
+
+@pytest.mark.parametrize("behaviour", [Close(), UnavailableError(), Silence()], ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("method", ["next_id", "get_timestamp", "ping"])
+def test_one_failure_is_hidden(plain: FakeDaemon, behaviour: Exception, method: str) -> None:
+    with libpharaoh.connect(plain.path, timeout=1.5) as client:
+        plain.behaviours[method].append(behaviour)
+        getattr(client, method)()
+    assert asked(plain, method) == 2
+
+
+def test_lasting_failures_are_raised_at_the_deadline(plain: FakeDaemon) -> None:
+    with libpharaoh.connect(plain.path, timeout=0.2) as client:
+        plain.behaviours["ping"].extend([UnavailableError()] * 10_000)
+        with pytest.raises(UnavailableError):
+            client.ping()
+        plain.behaviours["stats"].extend([Silence()] * 100)
+        with pytest.raises(TimedOutError):
+            client.stats()
+
+
+def test_a_late_reply_is_never_taken_for_another_s(plain: FakeDaemon) -> None:
+    """F35: the timed-out connection is dropped; the lost id burns."""
+    late: list[int] = []
+
+    def answer_late(_: list[Any]) -> int:
+        time.sleep(0.4)
+        late.append(plain.issue(0))
+        return late[0]
+
+    with libpharaoh.connect(plain.path, timeout=0.2) as client:
+        plain.behaviours["next_id"].extend([answer_late, Silence(), Silence(), Silence()])
+        with pytest.raises(TimedOutError):
+            client.next_id()
+        plain.behaviours["next_id"].clear()
+        ids = [client.next_id() for _ in range(100)]
+        while not late:
+            time.sleep(0.01)
+        ids += [client.next_id() for _ in range(100)]
+    assert late[0] not in ids
+    assert increasing(ids)
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [b"\xc1", b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\x94\x01\xcd\xff\xff\xc0\x01", b"\x94\x01\x02\xc0\x01" * 2],
+)
+def test_garbage_closes_the_connection(plain: FakeDaemon, garbage: bytes) -> None:
+    with libpharaoh.connect(plain.path) as client:
+        plain.behaviours["ping"].append(Garbage(garbage))
+        with pytest.raises(ProtocolViolationError):
+            client.ping()
+        client.ping()
+    assert asked(plain, "hello") == 2
+
+
+@pytest.mark.parametrize(
+    "change", [{"protocol": 2}, {"layout": "41"}, {"modulus": 0}, {"coordinators": 5}, {"limits": {}}]
+)
+def test_a_hello_that_breaks_the_protocol(plain: FakeDaemon, change: dict[str, Any]) -> None:
+    before = open_descriptors()
+    plain.behaviours["hello"].append(lambda _: plain.hello(0) | change)
+    with pytest.raises(ProtocolViolationError):
+        libpharaoh.connect(plain.path)
+    plain.behaviours["hello"].append(UnsupportedProtocolError())
+    with pytest.raises(UnsupportedProtocolError):
+        libpharaoh.connect(plain.path)
+    wait_until(lambda: open_descriptors() <= before)
+
+
+@pytest.mark.parametrize("change", [{"version": 2}, {"now_ns": None}, {"max_age_ms": "x"}])
+def test_an_attach_that_breaks_the_protocol_leaves_the_socket(ringed: FakeDaemon, change: dict[str, Any]) -> None:
+    ringed.attach_change = change
+    with libpharaoh.connect(ringed.path) as client:
+        assert increasing([client.next_id() for _ in range(10)])
+        assert asked(ringed, "next_id") == 10
+
+
+def test_attach_without_descriptors(plain: FakeDaemon) -> None:
+    before = open_descriptors()
+    plain.behaviours["attach"].append(lambda _: {"version": 1, "coordinator": 0, "max_age_ms": 10, "now_ns": 0})
+    with libpharaoh.connect(plain.path) as client:
+        assert increasing([client.next_id() for _ in range(10)])
+    wait_until(lambda: open_descriptors() <= before)
+
+
+def test_a_ring_that_could_not_be_had_is_asked_for_again(ringed: FakeDaemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("libpharaoh._session.RING_RETRY_SECONDS", 0.05)
+    ringed.behaviours["attach"].append(libpharaoh.errors.RingLimitError())
+    with libpharaoh.connect(ringed.path) as client:
+        assert client.next_id()
+        assert asked(ringed, "attach") == 1
+        wait_until(lambda: bool(client.next_id()) and asked(ringed, "attach") == 2)
+        before = asked(ringed, "next_id")
+        assert increasing([client.next_id() for _ in range(100)])
+        assert asked(ringed, "next_id") == before
+
+
+def test_a_worker_that_grants_nothing_leaves_the_socket(ringed: FakeDaemon) -> None:
+    ringed.rings_grant = ringed.rings_answer = False
+    with libpharaoh.connect(ringed.path) as client:
+        assert increasing([client.next_id(), client.get_timestamp(), client.get_timestamp(KEY_OF_1), client.next_id()])
+        assert increasing(client.next_ids(1000))
+
+
+def test_killed_workers_are_hidden(ringed: FakeDaemon) -> None:
+    """F11, F12: kill -9 between any two calls."""
+    with libpharaoh.connect(ringed.path) as client:
+        ids: list[int] = []
+        for _ in range(10):
+            ids += [client.next_id() for _ in range(20)]
+            ids += [client.get_timestamp(), client.get_timestamp(KEY_OF_1)]
+            ringed.hang_up()
+            ids += [client.get_timestamp(KEY_OF_1), client.get_timestamp()]
+            ringed.hang_up()
+            ids += client.next_ids(500)
+        assert increasing(ids)
+
+
+def test_a_revoked_ring_is_replaced(ringed: FakeDaemon) -> None:
+    with libpharaoh.connect(ringed.path) as client:
+        first = client.next_id()
+        ringed.made[0].revoke()
+        assert increasing([first, *(client.next_id() for _ in range(1000)), client.get_timestamp()])
+        assert asked(ringed, "attach") == 2
+
+
+def test_a_restarted_daemon_is_hidden(ringed: FakeDaemon) -> None:
+    with libpharaoh.connect(ringed.path, timeout=30) as client:
+        ids = [client.next_id() for _ in range(10)]
+        ringed.stop()
+        starter = threading.Timer(0.2, ringed.start)
+        starter.start()
+        ids += [client.next_id() for _ in range(1000)]
+        starter.join()
+        ids += [client.get_timestamp(KEY_OF_1), client.get_timestamp()]
+        assert increasing(ids)
+
+
+def test_threads_share_a_client(ringed: FakeDaemon) -> None:
+    """F10: nothing twice, and each thread's ids increase, while workers die."""
+    with libpharaoh.connect(ringed.path, timeout=30) as client:
+        results: list[list[int]] = [[] for _ in range(6)]
+        failures: list[BaseException] = []
+
+        def work(ids: list[int], number: int) -> None:
+            try:
+                for turn in range(300):
+                    ids.append(client.next_id())
+                    if turn % 30 == number:
+                        ids += client.next_ids(50)
+                        ids += [client.get_timestamp(), client.get_timestamp(KEY_OF_1)]
+            except BaseException as error:  # noqa: BLE001
+                failures.append(error)
+
+        threads = [threading.Thread(target=work, args=(ids, number)) for number, ids in enumerate(results)]
+        for thread in threads:
+            thread.start()
+        for _ in range(5):
+            time.sleep(0.02)
+            ringed.hang_up()
+        for thread in threads:
+            thread.join()
+        assert failures == []
+        assert all(increasing(ids) for ids in results)
+        everything = [id for ids in results for id in ids]
+        assert len(everything) == len(set(everything)) > 6 * 300
+
+
+@pytest.mark.parametrize("fork", [os.fork, raw_clone], ids=["fork", "clone"])
+@pytest.mark.parametrize("rings", [True, False])
+def test_a_child_gets_its_own(tmp_path: Path, fork: Callable[[], int], rings: bool) -> None:
+    """F23: a forked child closes what it inherited, attaches anew and repeats nothing."""
+    with FakeDaemon(tmp_path, rings=True) as daemon, libpharaoh.connect(daemon.path, rings=rings) as client:
+        before = [client.next_id() for _ in range(10)] + [client.get_timestamp(KEY_OF_1)]
+        reading, writing = os.pipe()
+
+        def work() -> bool:
+            ids = [client.next_id() for _ in range(100)] + [client.get_timestamp(), client.get_timestamp(KEY_OF_1)]
+            os.write(writing, array.array("Q", ids).tobytes())
+            return increasing(before + ids)
+
+        requests = len(daemon.requests)
+        in_child(work, fork)
+        assert [method for _, method, _ in daemon.requests[requests:]].count("hello") == 1
+        childs = array.array("Q", os.read(reading, 65536))
+        os.close(reading)
+        os.close(writing)
+        after = [client.next_id() for _ in range(200)] + [client.get_timestamp(KEY_OF_1)]
+        assert increasing(before + after)
+        assert len(childs) == 102
+        assert not set(childs) & set(before + after)
+
+
+def test_a_child_lets_go_of_its_parent_s_descriptors(ringed: FakeDaemon) -> None:
+    """F13, F41: or the parent's death would not hang up."""
+    with libpharaoh.connect(ringed.path) as client:
+        before = open_descriptors()
+        client.next_id()
+        client.get_timestamp(KEY_OF_1)
+        connection = client._session._connection
+        assert connection is not None
+        in_child(lambda: connection.closed and not client._session._rings)
+        assert not connection.closed
+        assert before <= open_descriptors()
+
+
+def test_fork_while_another_thread_holds_the_lock(plain: FakeDaemon) -> None:
+    """F24: the child's lock is new."""
+    with libpharaoh.connect(plain.path, timeout=30) as client:
+        entered, leave = threading.Event(), threading.Event()
+
+        def answer(_: list[Any]) -> str:
+            entered.set()
+            leave.wait()
+            return "pong"
+
+        plain.behaviours["ping"].append(answer)
+        holder = threading.Thread(target=client.ping)
+        holder.start()
+        entered.wait()
+        in_child(lambda: client.next_id() > 0)
+        leave.set()
+        holder.join()
+
+
+def test_close(ringed: FakeDaemon) -> None:
+    before = open_descriptors()
+    client: Client = libpharaoh.connect(ringed.path)
+    client.next_id()
+    client.get_timestamp(KEY_OF_1)
+    client.close()
+    client.close()
+    assert "closed" in repr(client)
+    calls: list[Callable[[], object]] = [
+        client.next_id,
+        lambda: client.next_ids(1),
+        client.get_timestamp,
+        lambda: client.get_timestamp(KEY_OF_1),
+        client.ping,
+        client.stats,
+    ]
+    for call in calls:
+        with pytest.raises(ClientClosedError):
+            call()
+    ringed.hang_up()
+    wait_until(lambda: open_descriptors() <= before)
+
+
+def test_another_time_namespace(ringed: FakeDaemon) -> None:
+    """F20: the worker's monotonic clock reads otherwise; grants are neither stale at once nor fresh for ever."""
+    ringed.clock_offset_ns = 3600 * 10**9
+    with libpharaoh.connect(ringed.path) as client:
+        client.next_id()
+        before = asked(ringed, "next_id")
+        assert increasing([client.next_id() for _ in range(300)])
+        assert asked(ringed, "next_id") == before
+
+
+def test_stale_grants_are_not_handed_out(ringed: FakeDaemon) -> None:
+    ringed.grant_ns = 50_000_000
+    with libpharaoh.connect(ringed.path) as client:
+        client.next_id()
+        time.sleep(0.3)
+        now_ms = int(time.time() * 1000)
+        assert parse(client.next_id()).unix_ms >= now_ms - 100
+
+
+def test_every_error_is_a_pharaoh_error() -> None:
+    assert issubclass(InvalidArgumentError, PharaohError)
+    assert libpharaoh.PharaohError is PharaohError
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Waits for what another thread brings about; the watchdog ends a wait in vain."""
+    while not condition():
+        time.sleep(0.005)
