@@ -104,11 +104,14 @@ class Page:
         """Replaces a page that a killed daemon left: the caller holds the runtime directory's lock.
 
         mode: the socket's; others may read the page where they may use the socket. gid: its group, or -1.
-        Raises OSError and posix_ipc.Error.
+        Raises OSError.
         """
         self._name = page_name(runtime_dir)
         unlink(self._name)
-        memory = posix_ipc.SharedMemory(self._name, posix_ipc.O_CREX, mode=0o600)
+        try:
+            memory = posix_ipc.SharedMemory(self._name, posix_ipc.O_CREX, mode=0o600)
+        except posix_ipc.Error as error:
+            raise OSError(f"{self._name} cannot be created: {error}") from error
         try:
             size = HEADER_BYTES + SLOT_BYTES * len(coordinators)
             os.posix_fallocate(memory.fd, 0, size)  # a full /dev/shm shows here and not as SIGBUS later

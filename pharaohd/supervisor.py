@@ -24,8 +24,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import posix_ipc
-
 from libpharaoh.errors import InternalError, RuntimeDirError, SettingsError, StartError, StateDirError, by_code
 from pharaohd import log, manifest, policy, process
 from pharaohd import settings as settings_module
@@ -135,7 +133,7 @@ class Supervisor:
                 settings.host.runtime_dir, settings.cluster.coordinators, settings.host.owns, settings.rpc.mode,
                 self._premises.gid,
             )  # fmt: skip
-        except (OSError, posix_ipc.Error) as error:
+        except OSError as error:
             raise RuntimeDirError(f"the statistics page in /dev/shm: {error}") from error
 
     # The loop
