@@ -41,7 +41,8 @@ if TYPE_CHECKING:
 RINGS_MAX = 16
 RING_RETRY_SECONDS = 1.0
 _WAIT_SLICES_NS = (20_000_000, 20_000_000, 10_000_000)
-_ATTACH_SECONDS_MAX = 0.1
+_ATTACH_SECONDS_MAX = 0.03
+"""A worker that is up answers far sooner, and other threads wait meanwhile."""
 _T = TypeVar("_T")
 
 

@@ -1,0 +1,261 @@
+"""The asyncio client against a fake daemon."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from libpharaoh import aio
+from libpharaoh.errors import (
+    ClientClosedError,
+    ConnectFailedError,
+    ConnectionLostError,
+    InvalidArgumentError,
+    ProtocolViolationError,
+    TimedOutError,
+    UnavailableError,
+)
+from tests.unit.fake_daemon import Close, FakeDaemon, Garbage, Silence, open_descriptors
+
+Scenario = Callable[[aio.AsyncClient], Coroutine[Any, Any, None]]
+
+
+@pytest.fixture
+def plain(tmp_path: Path) -> Iterator[FakeDaemon]:
+    with FakeDaemon(tmp_path) as daemon:
+        yield daemon
+
+
+@pytest.fixture
+def ringed(tmp_path: Path) -> Iterator[FakeDaemon]:
+    with FakeDaemon(tmp_path, rings=True) as daemon:
+        yield daemon
+
+
+def play(daemon: FakeDaemon, scenario: Scenario, **arguments: Any) -> None:
+    async def main() -> None:
+        async with await aio.connect(daemon.path, **arguments) as client:
+            await scenario(client)
+
+    asyncio.run(main())
+
+
+def increasing(ids: list[int]) -> bool:
+    return all(one < next_one for one, next_one in pairwise(ids))
+
+
+@pytest.mark.parametrize("rings", [False, True])
+def test_every_method(ringed: FakeDaemon, rings: bool) -> None:
+    async def scenario(client: aio.AsyncClient) -> None:
+        ids = [await client.next_id() for _ in range(300)]
+        batch = await client.next_ids(10_000)
+        assert (batch.typecode, len(batch)) == ("Q", 10_000)
+        ids += [*batch, await client.get_timestamp(), await client.get_timestamp("b"), await client.next_id()]
+        ids += [await client.get_timestamp(after=ids[-1])]
+        assert increasing(ids)
+        await client.ping()
+        assert await client.stats() == {"coordinator": 0}
+        assert client.hello.modulus == 4
+        assert str(client.layout) == "41-10-13"
+
+    play(ringed, scenario, rings=rings)
+
+
+def test_ids_at_hand_do_not_leave_the_loop(ringed: FakeDaemon) -> None:
+    async def scenario(client: aio.AsyncClient) -> None:
+        await client.next_id()
+        call = client.next_id()
+        with pytest.raises(StopIteration):  # it ends without having waited once
+            call.send(None)
+
+    play(ringed, scenario)
+
+
+def test_arguments_are_checked(plain: FakeDaemon) -> None:
+    async def scenario(client: aio.AsyncClient) -> None:
+        for n in (0, True, 2**24 + 1):
+            with pytest.raises(InvalidArgumentError):
+                await client.next_ids(n)
+        with pytest.raises(InvalidArgumentError):
+            await client.get_timestamp(5)  # type: ignore[arg-type]
+        with pytest.raises(InvalidArgumentError):
+            await client.get_timestamp(after=-1)
+
+    play(plain, scenario)
+
+
+def test_many_tasks(ringed: FakeDaemon) -> None:
+    """Nothing twice, however the tasks interleave."""
+
+    async def scenario(client: aio.AsyncClient) -> None:
+        async def work() -> list[int]:
+            ids = []
+            for _ in range(20):
+                ids += [await client.next_id(), await client.get_timestamp(), *await client.next_ids(5)]
+            assert increasing(ids)
+            return ids
+
+        everything = [id for ids in await asyncio.gather(*(work() for _ in range(30))) for id in ids]
+        assert len(set(everything)) == len(everything) == 30 * 20 * 7
+
+    play(ringed, scenario)
+
+
+def test_requests_are_pipelined(plain: FakeDaemon) -> None:
+    """A hundred requests are under way at once over one connection, and each gets its own answer."""
+
+    async def scenario(client: aio.AsyncClient) -> None:
+        await client.ping()
+        before = len(plain.requests)
+        calls = [asyncio.create_task(client.get_timestamp()) for _ in range(100)]
+        assert len(set(await asyncio.gather(*calls))) == 100
+        assert {method for _, method, _ in plain.requests[before:]} == {"get_timestamp"}
+
+    play(plain, scenario, rings=False)
+
+
+def test_a_cancelled_request_s_late_reply_is_dropped(plain: FakeDaemon) -> None:
+    late: list[int] = []
+    answer = threading.Event()
+
+    def answer_late(_: list[Any]) -> int:
+        answer.wait()
+        late.append(plain.issue(0))
+        return late[0]
+
+    async def scenario(client: aio.AsyncClient) -> None:
+        await client.ping()
+        hellos = sum(1 for _, method, _ in plain.requests if method == "hello")
+        plain.behaviours["next_id"].append(answer_late)
+        call = asyncio.create_task(client.next_id())
+        while not any(method == "next_id" for _, method, _ in plain.requests):
+            await asyncio.sleep(0.01)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        answer.set()
+        ids = [await client.next_id() for _ in range(50)]
+        assert increasing(ids)
+        assert late[0] not in ids
+        assert sum(1 for _, method, _ in plain.requests if method == "hello") == hellos
+
+    play(plain, scenario, rings=False)
+
+
+@pytest.mark.parametrize("behaviour", [Close(), UnavailableError(), Silence()], ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("method", ["next_id", "get_timestamp", "ping"])
+def test_one_failure_is_hidden(plain: FakeDaemon, behaviour: Exception, method: str) -> None:
+    async def scenario(client: aio.AsyncClient) -> None:
+        await client.ping()
+        plain.requests.clear()
+        plain.behaviours[method].append(behaviour)
+        await getattr(client, method)()
+        assert [name for _, name, _ in plain.requests if name == method] == [method] * 2
+
+    play(plain, scenario, rings=False, timeout=1.5)
+
+
+def test_lasting_failures_are_raised_at_the_deadline(plain: FakeDaemon) -> None:
+    async def scenario(client: aio.AsyncClient) -> None:
+        plain.behaviours["ping"].extend([Silence()] * 100)
+        with pytest.raises(TimedOutError):
+            await client.ping()
+        plain.behaviours["stats"].append(Garbage(b"HTTP/1.1 400 Bad Request\r\n\r\n"))
+        with pytest.raises(ProtocolViolationError):
+            await client.stats()
+        await client.stats()
+
+    play(plain, scenario, rings=False, timeout=0.3)
+
+
+def test_killed_workers_are_hidden(ringed: FakeDaemon) -> None:
+    """F11, F12."""
+
+    async def scenario(client: aio.AsyncClient) -> None:
+        ids: list[int] = []
+        for _ in range(5):
+            ids += [await client.next_id(), await client.get_timestamp()]
+            ringed.hang_up()
+            ids += [await client.get_timestamp(), *await client.next_ids(300)]
+        assert increasing(ids)
+
+    play(ringed, scenario)
+
+
+def test_no_daemon(tmp_path: Path) -> None:
+    async def main() -> None:
+        with pytest.raises(ConnectFailedError):
+            await aio.connect(tmp_path / "none.sock", timeout=0.05)
+
+    asyncio.run(main())
+
+
+def test_a_daemon_that_went_away(plain: FakeDaemon) -> None:
+    async def scenario(client: aio.AsyncClient) -> None:
+        await client.ping()
+        plain.stop()
+        with pytest.raises((ConnectFailedError, ConnectionLostError)):
+            await client.ping()
+        plain.start()
+        await client.ping()
+
+    play(plain, scenario, rings=False, timeout=0.2)
+
+
+def test_close(ringed: FakeDaemon) -> None:
+    before = open_descriptors()
+
+    async def main() -> None:
+        client = await aio.connect(ringed.path)
+        await client.ping()
+        ringed.behaviours["ping"].append(Silence())
+        waiting = asyncio.create_task(client.ping())
+        await asyncio.sleep(0.05)
+        await client.close()
+        await client.close()
+        with pytest.raises(ClientClosedError):
+            await waiting
+        for call in (client.next_id, client.get_timestamp, client.ping, client.stats):
+            with pytest.raises(ClientClosedError):
+                await call()
+        with pytest.raises(ClientClosedError):
+            await client.next_ids(1)
+        assert "closed" in repr(client)
+
+    asyncio.run(main())
+    ringed.hang_up()
+    while not open_descriptors() <= before:
+        time.sleep(0.005)
+
+
+def test_a_child_gets_its_own(ringed: FakeDaemon) -> None:
+    """F23: the child of a program that used asyncio may go on with the client in a loop of its own."""
+
+    async def use(client: aio.AsyncClient) -> list[int]:
+        return [await client.next_id(), await client.get_timestamp(), await client.next_id()]
+
+    async def main() -> None:
+        client = await aio.connect(ringed.path)
+        before = await use(client)
+        child = os.fork()
+        if child == 0:
+            signal.alarm(30)
+            asyncio.events._set_running_loop(None)
+            try:
+                os._exit(0 if increasing(before + asyncio.run(use(client))) else 1)
+            finally:
+                os._exit(2)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert increasing(before + await use(client))
+        await client.close()
+
+    asyncio.run(main())
