@@ -206,7 +206,8 @@ def differences(found: Identity, expected: Identity) -> Iterator[str]:
     if NO_HOST not in (found.host_id, expected.host_id) and found.host_id != expected.host_id:
         yield "it was made on another host (machine-id)"
     if (found.layout, found.epoch_ms) != (expected.layout, expected.epoch_ms):
-        yield f"layout {found.layout}, epoch {found.epoch_ms} ms; the settings say {expected.layout}, {expected.epoch_ms}"
+        settings = f"{expected.layout}, {expected.epoch_ms} ms"
+        yield f"its layout and epoch are {found.layout}, {found.epoch_ms} ms; the settings say {settings}"
     if found.modulus != expected.modulus:
         yield f"its modulus is {found.modulus}; cluster.coordinators is {expected.modulus}"
 

@@ -126,7 +126,7 @@ def make_config(spec: WorkerSpec) -> tuple[Any, list[Any]]:
 
 
 def map_offsets(path: str, coordinator: int) -> Any:
-    """clock.offset_file, mapped, as a cffi buffer. Raises SettingsError when it holds no number for this coordinator."""
+    """clock.offset_file, mapped, as a cffi buffer. Raises SettingsError when this coordinator has no number in it."""
     try:
         with open(path, "rb") as file:
             mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

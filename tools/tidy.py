@@ -74,7 +74,8 @@ class Module:
 
     @property
     def package(self) -> str:
-        return self.path.split("/")[0]
+        # A builder lies beside what it builds, but runs before it and is not shipped: a tool.
+        return "tools" if self.path.endswith("/_build.py") else self.path.split("/")[0]
 
 
 def read_modules(root: Path) -> list[Module]:

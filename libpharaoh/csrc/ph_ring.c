@@ -212,8 +212,8 @@ size_t ph_ring_take_locked(struct ph_ring *ring, uint64_t *out, size_t count) {
 /* Something to take? Otherwise says to the worker that this client sleeps on the head it saw. */
 static int grant_at_hand(struct ph_ring *ring, uint64_t *head) {
     lock_wait(&ring->lock);
-    int ready = alive(ring) && ((ring->next_id < ring->end_id && clock_ns(ring->clock) < ring->deadline_ns) ||
-                                open_grant(ring));
+    int ready = alive(ring) &&
+                ((ring->next_id < ring->end_id && clock_ns(ring->clock) < ring->deadline_ns) || open_grant(ring));
     *head = ring->cursor;
     if (!ready && alive(ring)) {
         ph_store_seq_cst(&ring->client->waiting, ring->cursor + 1); /* pairs with publish() in producer.c */
@@ -374,8 +374,7 @@ struct ph_ring *ph_ring_open(int grants_fd, int client_fd, int doorbell_fd, int6
     ring->grants = map_sealed(grants_fd, PROT_READ);
     ring->client = map_sealed(client_fd, PROT_READ | PROT_WRITE);
     ring->doorbell_fd = doorbell_fd;
-    if (madvise(ring, sizeof *ring, MADV_WIPEONFORK) != 0 || ring->grants == MAP_FAILED ||
-        ring->client == MAP_FAILED) {
+    if (madvise(ring, sizeof *ring, MADV_WIPEONFORK) != 0 || ring->grants == MAP_FAILED || ring->client == MAP_FAILED) {
         int error = errno;
         ph_ring_close(ring);
         errno = error;

@@ -24,9 +24,13 @@ static inline int ph_layout_valid(const struct ph_layout *layout) {
            layout->sequence_bits <= 16;
 }
 
-static inline uint64_t ph_sequence_count(const struct ph_layout *layout) { return UINT64_C(1) << layout->sequence_bits; }
+static inline uint64_t ph_sequence_count(const struct ph_layout *layout) {
+    return UINT64_C(1) << layout->sequence_bits;
+}
 
-static inline uint64_t ph_tick_of_ms(const struct ph_layout *layout, uint64_t ms) { return ms << layout->sequence_bits; }
+static inline uint64_t ph_tick_of_ms(const struct ph_layout *layout, uint64_t ms) {
+    return ms << layout->sequence_bits;
+}
 
 static inline uint64_t ph_ms_of_tick(const struct ph_layout *layout, uint64_t tick) {
     return tick >> layout->sequence_bits;

@@ -179,8 +179,8 @@ void ph_connection_send(struct ph_worker *worker, struct ph_connection *connecti
 
 static void drain_output(struct ph_worker *worker, struct ph_connection *connection) {
     size_t pending = connection->output_length - connection->output_at;
-    ssize_t sent = send(connection->source.fd, connection->output + connection->output_at, pending,
-                        MSG_NOSIGNAL | MSG_DONTWAIT);
+    ssize_t sent =
+        send(connection->source.fd, connection->output + connection->output_at, pending, MSG_NOSIGNAL | MSG_DONTWAIT);
     if (sent < 0 && errno != EAGAIN && errno != EINTR) {
         ph_connection_close(worker, connection);
         return;

@@ -24,10 +24,10 @@ struct head {
 /* Payload of the fixed-size kinds 0xc0 … 0xdf; those with a length field are told apart by LENGTH and COUNT below. */
 enum { LENGTH1 = 100, LENGTH2, LENGTH4, EXT1, EXT2, EXT4, ARRAY2, ARRAY4, MAP2, MAP4, INVALID };
 static const uint8_t kind_of[32] = {
-    /* c0 */ 0,       INVALID, 0, 0, LENGTH1, LENGTH2, LENGTH4, EXT1,
-    /* c8 */ EXT2,    EXT4,    4, 8, 1,       2,       4,       8,
-    /* d0 */ 1,       2,       4, 8, 2,       3,       5,       9,
-    /* d8 */ 17,      LENGTH1, LENGTH2, LENGTH4, ARRAY2, ARRAY4, MAP2, MAP4,
+    /* c0 */ 0,    INVALID, 0,       0,       LENGTH1, LENGTH2, LENGTH4, EXT1,
+    /* c8 */ EXT2, EXT4,    4,       8,       1,       2,       4,       8,
+    /* d0 */ 1,    2,       4,       8,       2,       3,       5,       9,
+    /* d8 */ 17,   LENGTH1, LENGTH2, LENGTH4, ARRAY2,  ARRAY4,  MAP2,    MAP4,
 };
 
 /* 1: understood; 0: more bytes are needed; -1: not MessagePack. */

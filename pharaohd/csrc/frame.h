@@ -53,7 +53,12 @@ struct ph_request {
     struct ph_reader params;
 };
 
-enum ph_message_kind { PH_MESSAGE_BAD = -1, PH_MESSAGE_REQUEST = 0, PH_MESSAGE_RESPONSE = 1, PH_MESSAGE_NOTIFICATION = 2 };
+enum ph_message_kind {
+    PH_MESSAGE_BAD = -1,
+    PH_MESSAGE_REQUEST = 0,
+    PH_MESSAGE_RESPONSE = 1,
+    PH_MESSAGE_NOTIFICATION = 2
+};
 
 /* `frame` is one whole frame. For a response only message_id and params (error and result, raw) are filled in. */
 enum ph_message_kind ph_frame_read(const uint8_t *frame, size_t length, struct ph_request *request);

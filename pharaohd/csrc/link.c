@@ -19,8 +19,8 @@
 
 static int connect_sibling(const struct ph_worker *worker, uint32_t coordinator) {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
-    int length = snprintf(address.sun_path, sizeof address.sun_path, "%s/%04u.sock", worker->config.endpoints,
-                          coordinator);
+    int length =
+        snprintf(address.sun_path, sizeof address.sun_path, "%s/%04u.sock", worker->config.endpoints, coordinator);
     int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
     if (fd >= 0 && (length >= (int)sizeof address.sun_path ||
                     connect(fd, (struct sockaddr *)(void *)&address, sizeof address) != 0)) {

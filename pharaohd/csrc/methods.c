@@ -348,8 +348,8 @@ static int send_attached(struct call *call, struct ph_producer *producer) {
         uint8_t room[CMSG_SPACE(sizeof fds)];
     } control = {.room = {0}};
     struct iovec part = {reply.data, reply.length};
-    struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = &control,
-                             .msg_controllen = sizeof control};
+    struct msghdr message = {
+        .msg_iov = &part, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control};
     struct cmsghdr *header = CMSG_FIRSTHDR(&message);
     header->cmsg_level = SOL_SOCKET;
     header->cmsg_type = SCM_RIGHTS;

@@ -317,7 +317,8 @@ int ph_obelisk_check(const struct ph_obelisk *obelisk, const struct ph_identity 
         return ph_fault_set(fault, PH_ERR_OBELISK_FOREIGN, "%s is of another cluster (cluster.name differs)",
                             obelisk->path);
     }
-    if (!all_zero(found->host_id) && !all_zero(expected->host_id) && memcmp(found->host_id, expected->host_id, 16) != 0) {
+    if (!all_zero(found->host_id) && !all_zero(expected->host_id) &&
+        memcmp(found->host_id, expected->host_id, 16) != 0) {
         return ph_fault_set(fault, PH_ERR_OBELISK_FOREIGN, "%s was made on another host (machine-id differs)",
                             obelisk->path);
     }

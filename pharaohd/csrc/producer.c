@@ -155,8 +155,8 @@ uint64_t ph_producer_refill(struct ph_producer *producer, struct ph_supply *supp
     uint64_t head_before = producer->head;
     uint64_t given = 0;
     while (given < count && producer->head - producer->cursor < PH_RING_SLOTS) {
-        struct ph_run run = ph_issuer_take(supply->issuer, supply->floor_tick, supply->limit_tick,
-                                           supply->ceiling_tick, count - given);
+        struct ph_run run =
+            ph_issuer_take(supply->issuer, supply->floor_tick, supply->limit_tick, supply->ceiling_tick, count - given);
         if (run.count == 0) {
             break;
         }

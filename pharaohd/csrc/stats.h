@@ -32,10 +32,10 @@ struct ph_stats_header {
     uint64_t slot_bytes;
     uint64_t modulus;
     uint64_t supervisor_pid;
-    uint64_t started_ns;       /* CLOCK_REALTIME */
-    uint64_t first_live;       /* lowest live coordinator, or PH_NO_COORDINATOR */
-    uint64_t settings_serial;  /* raised by each reload */
-    uint64_t reload_failures;  /* reloads refused because the new settings were not valid */
+    uint64_t started_ns;      /* CLOCK_REALTIME */
+    uint64_t first_live;      /* lowest live coordinator, or PH_NO_COORDINATOR */
+    uint64_t settings_serial; /* raised by each reload */
+    uint64_t reload_failures; /* reloads refused because the new settings were not valid */
     uint8_t pad[48];
 };
 
@@ -69,9 +69,9 @@ struct ph_stats_slot {
 
     uint64_t ceiling; /* durable, a tick */
     uint64_t next_tick;
-    uint64_t virtual_ms;      /* since the epoch of the layout */
-    uint64_t clock_ahead_ms;  /* how far virtual time is ahead of the wall clock */
-    uint64_t clock_jump_ms;   /* a forward jump that is not followed (alarm), or 0 */
+    uint64_t virtual_ms;       /* since the epoch of the layout */
+    uint64_t clock_ahead_ms;   /* how far virtual time is ahead of the wall clock */
+    uint64_t clock_jump_ms;    /* a forward jump that is not followed (alarm), or 0 */
     uint64_t clock_steps_back; /* backward steps seen */
     uint8_t pad1[272];
 };

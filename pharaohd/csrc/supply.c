@@ -40,8 +40,8 @@ static uint64_t min_u64(uint64_t a, uint64_t b) { return a < b ? a : b; }
 void ph_worker_renew_ceiling(struct ph_worker *worker) {
     uint64_t durable = ph_syncer_durable(&worker->syncer);
     uint64_t half_ahead = tick_of(worker, worker->now_ms + worker->config.window_ms / 2);
-    uint64_t wanted = min_u64(tick_of(worker, worker->now_ms + worker->config.window_ms),
-                              ph_tick_end(&worker->issuer.layout));
+    uint64_t wanted =
+        min_u64(tick_of(worker, worker->now_ms + worker->config.window_ms), ph_tick_end(&worker->issuer.layout));
     if (durable < half_ahead && worker->requested_ceiling < half_ahead && wanted > worker->requested_ceiling) {
         struct ph_clock_sample sample;
         ph_clock_sample(&worker->clock, worker->boot_id, &sample);

@@ -16,7 +16,8 @@ static uint64_t monotonic_ns(void) {
 
 static void end_process(const struct ph_fault *fault) {
     const struct ph_error_info *info = ph_error_info(fault->code);
-    dprintf(STDERR_FILENO, "pharaohd: %s: %s: %s\n  remedy: %s\n", info->name, info->message, fault->detail, info->hint);
+    dprintf(STDERR_FILENO, "pharaohd: %s: %s: %s\n  remedy: %s\n", info->name, info->message, fault->detail,
+            info->hint);
     _exit(info->exit_status);
 }
 

@@ -158,8 +158,7 @@ struct ph_worker *ph_worker_open(const struct ph_worker_config *config, struct p
         free(worker);
         return NULL;
     }
-    if (watch_sources(worker) != 0 ||
-        ph_syncer_start(&worker->syncer, &worker->obelisk, worker->sync_events.fd) != 0) {
+    if (watch_sources(worker) != 0 || ph_syncer_start(&worker->syncer, &worker->obelisk, worker->sync_events.fd) != 0) {
         ph_fault_set(fault, PH_ERR_INTERNAL, "starting to serve: %s", strerror(errno));
         return NULL; /* the process ends, and with it all that it holds */
     }
@@ -179,9 +178,10 @@ static void publish_gauges(struct ph_worker *worker) {
     ph_store_relaxed(&slot->clock_steps_back, worker->clock.steps_back);
     uint64_t jump_ms = (uint64_t)worker->clock.jump_ns / NS_PER_MS;
     if (jump_ms != 0 && ph_load_relaxed(&slot->clock_jump_ms) == 0) {
-        ph_worker_log(worker, PH_LOG_ERROR,
-                      "the wall clock jumped %llu ms ahead and is not followed; `pharaohctl clock accept` if it is right",
-                      (unsigned long long)jump_ms);
+        ph_worker_log(
+            worker, PH_LOG_ERROR,
+            "the wall clock jumped %llu ms ahead and is not followed; `pharaohctl clock accept` if it is right",
+            (unsigned long long)jump_ms);
     }
     ph_store_relaxed(&slot->clock_jump_ms, jump_ms);
 }
@@ -306,8 +306,8 @@ void ph_worker_run(struct ph_worker *worker, struct ph_event *event) {
     memmove(&worker->events[0], &worker->events[1], worker->event_count * sizeof worker->events[0]);
 }
 
-void ph_worker_reload(struct ph_worker *worker, uint64_t max_age_ms, uint64_t strict_spin_us, uint64_t frame_deadline_ms,
-                      uint64_t stall_ms_max) {
+void ph_worker_reload(struct ph_worker *worker, uint64_t max_age_ms, uint64_t strict_spin_us,
+                      uint64_t frame_deadline_ms, uint64_t stall_ms_max) {
     worker->config.max_age_ms = max_age_ms;
     worker->config.strict_spin_us = strict_spin_us;
     worker->config.frame_deadline_ms = frame_deadline_ms;
