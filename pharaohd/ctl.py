@@ -475,15 +475,21 @@ TORN_RECORD_REMEDY = "none needed: a start goes by the other record, and the nex
 REREAD_S = 0.01
 
 
-def coordinator_of(text: str) -> int:
-    """N as an operator writes it."""
-    if not re.fullmatch(r"[0-9]{1,4}", text) or int(text) >= settings_module.COORDINATORS_MAX:
-        raise InvalidArgumentError(f"a coordinator is a number below {settings_module.COORDINATORS_MAX}, not {text!r}")
+def is_number(text: str) -> bool:
+    """Whether N is meant and not a PATH."""
+    return text.isascii() and text.isdigit()
+
+
+def coordinator_of(text: str, loaded: Settings) -> int:
+    """N as an operator writes it: 7 or 0007."""
+    count = loaded.cluster.coordinators
+    if not is_number(text) or len(text) > 4 or int(text) >= count:
+        raise InvalidArgumentError(f"a coordinator of this cluster is a number below {count}, not {text!r}")
     return int(text)
 
 
-def is_number(text: str) -> bool:
-    return text.isdigit()
+def obelisk_path(loaded: Settings, coordinator: int) -> str:
+    return manifest.obelisk_path(loaded.host.state_dir, coordinator)
 
 
 def facts_of_record(record: Record) -> Row:
@@ -521,11 +527,8 @@ def obelisk_group() -> None:
 @click.argument("which", metavar="PATH|N")
 def inspect_command(target: Target, which: str) -> None:
     """What a file holds, sound or not; judges nothing. Also while its worker serves."""
-    path = (
-        which
-        if not is_number(which)
-        else manifest.obelisk_path(target.settings().host.state_dir, coordinator_of(which))
-    )
+    loaded = target.settings()
+    path = obelisk_path(loaded, coordinator_of(which, loaded)) if is_number(which) else which
     report = obelisk.inspect(path)
     facts = facts_of_report(report)
     records = [facts_of_record(record) for record in report.records]
@@ -547,7 +550,7 @@ def verify_command(target: Target, which: tuple[str, ...]) -> int:
     """
     loaded = target.settings()
     rows = [verified_path(text, loaded) for text in which if not is_number(text)]
-    numbers = [coordinator_of(text) for text in which if is_number(text)] if which else coordinators_of(loaded)
+    numbers = [coordinator_of(text, loaded) for text in which if is_number(text)] if which else coordinators_of(loaded)
     rows += [verified(number, loaded) for number in numbers]
     notes = []
     for row in rows:
@@ -565,15 +568,13 @@ def coordinators_of(loaded: Settings) -> list[int]:
         known = manifest.read(loaded.host.state_dir)
     except OSError as error:
         raise StateDirError(f"{error.filename}: {error.strerror}") from error
-    owned = [
-        number for number in loaded.host.owns if os.path.lexists(manifest.obelisk_path(loaded.host.state_dir, number))
-    ]
+    owned = [number for number in loaded.host.owns if os.path.lexists(obelisk_path(loaded, number))]
     return sorted({*known, *owned})
 
 
 def verified(number: int, loaded: Settings) -> dict[str, Any]:
     """The row of one coordinator's file, judged against the settings."""
-    path = manifest.obelisk_path(loaded.host.state_dir, number)
+    path = obelisk_path(loaded, number)
     try:
         report = steady_report(path, obelisk.identity_for(loaded, number), loaded.clock.end_warning_days)
     except ObeliskMissingError as error:
@@ -623,6 +624,8 @@ def remedy_for(report: ObeliskReport, expected: Identity | None) -> str:
         return ObeliskTooNewError.hint
     if identity is None or report.newest is None or os.path.getsize(report.path) < lib.PH_OBELISK_BYTES:
         return ObeliskCorruptError.hint
+    if expected is not None and identity.coordinator != expected.coordinator:
+        return ObeliskCorruptError.hint  # a sibling's file in its place: nothing to adopt
     if expected is None or not list(obelisk.differences(identity, expected)):
         return TORN_RECORD_REMEDY
     own = dataclasses.replace(expected, layout=identity.layout, epoch_ms=identity.epoch_ms, modulus=identity.modulus)
@@ -641,12 +644,10 @@ def adopt_command(target: Target, numbers: tuple[str, ...], bump: bool, everythi
     if bool(numbers) == everything:
         raise click.UsageError("name coordinators, or --all")
     loaded = target.settings()
-    chosen = coordinators_present(loaded) if everything else [coordinator_of(text) for text in numbers]
+    chosen = coordinators_present(loaded) if everything else [coordinator_of(text, loaded) for text in numbers]
     rows = []
     for number in chosen:
-        ceiling = obelisk.adopt(
-            manifest.obelisk_path(loaded.host.state_dir, number), obelisk.identity_for(loaded, number), bump=bump
-        )
+        ceiling = obelisk.adopt(obelisk_path(loaded, number), obelisk.identity_for(loaded, number), bump=bump)
         rows.append(row_of_repair(loaded, number, ceiling))
     register(loaded, chosen, anew=everything)
     write_rows(target, rows)
@@ -674,16 +675,16 @@ def bump_command(target: Target, number: str, create: bool) -> None:
     Trusts this host's clock: set it right first.
     """
     loaded = target.settings()
-    chosen = coordinator_of(number)
+    chosen = coordinator_of(number, loaded)
     identity = obelisk.identity_for(loaded, chosen)
-    ceiling = obelisk.bump(manifest.obelisk_path(loaded.host.state_dir, chosen), identity, create_missing=create)
+    ceiling = obelisk.bump(obelisk_path(loaded, chosen), identity, create_missing=create)
     register(loaded, [chosen], anew=False)
     write_rows(target, [row_of_repair(loaded, chosen, ceiling)])
 
 
 def row_of_repair(loaded: Settings, number: int, ceiling: int) -> Row:
     unix_ms = (ceiling >> loaded.cluster.layout.sequence_bits) + loaded.cluster.epoch_ms
-    path = manifest.obelisk_path(loaded.host.state_dir, number)
+    path = obelisk_path(loaded, number)
     give_to_owner(path, loaded.host.state_dir)
     return {"coordinator": number, "ceiling": text_of_ms(unix_ms), "path": path}
 
