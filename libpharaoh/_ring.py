@@ -83,8 +83,8 @@ class Ring:
 
     def moved_to(self) -> int | None:
         """The coordinator that serves requests without a key, if that was the answer to the last strict one."""
-        moved = lib.ph_ring_status(self._handle) == lib.PH_RING_MOVED
-        return lib.ph_ring_detail(self._handle) if moved else None
+        moved = lib.ph_ring_strict_status(self._handle) == lib.PH_RING_MOVED
+        return lib.ph_ring_strict_detail(self._handle) if moved else None
 
     def lost(self) -> bool:
         """Whether nothing will ever come from this ring again: revoked, damaged, inherited, or the worker died."""

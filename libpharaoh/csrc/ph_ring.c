@@ -50,7 +50,8 @@ struct ph_ring {
     int64_t skew_ns;
     uint64_t strict_lock;
     uint64_t request_number;
-    uint64_t detail;
+    uint64_t strict_status;
+    uint64_t strict_detail;
     const struct ph_grants_segment *grants;
     struct ph_client_segment *client;
     struct ph_layout layout;
@@ -98,10 +99,17 @@ static int alive(const struct ph_ring *ring) {
     return ph_load_relaxed(&ring->alive) == ALIVE;
 }
 
+/* Both locks' holders set it, and anyone reads it. */
+static void set_status(struct ph_ring *ring, enum ph_ring_status status) { ph_store_relaxed(&ring->status, status); }
+
+static int status_is(const struct ph_ring *ring, enum ph_ring_status status) {
+    return ph_load_relaxed(&ring->status) == (uint64_t)status;
+}
+
 static int grant_usable(struct ph_ring *ring, uint64_t first_tick, uint64_t count, uint64_t deadline_ns) {
     uint64_t sequences = ph_sequence_count(&ring->layout);
     if (count == 0 || count > sequences - (first_tick & (sequences - 1))) {
-        ring->status = PH_RING_DAMAGED;
+        set_status(ring, PH_RING_DAMAGED);
         return 0;
     }
     uint64_t first_id = ph_id_of_tick(&ring->layout, ring->coordinator, first_tick);
@@ -119,7 +127,7 @@ static int grant_usable(struct ph_ring *ring, uint64_t first_tick, uint64_t coun
  * busy client never runs dry and a slow one never asks for what it will not use.
  */
 static int open_grant(struct ph_ring *ring) {
-    if (!alive(ring) || ring->status == PH_RING_DAMAGED) {
+    if (!alive(ring) || status_is(ring, PH_RING_DAMAGED)) {
         return 0;
     }
     uint64_t head = ph_load_acquire(&ring->grants->head); /* pairs with publish() in producer.c */
@@ -133,7 +141,7 @@ static int open_grant(struct ph_ring *ring) {
         }
     }
     if (head - ring->cursor > PH_RING_SLOTS) {
-        ring->status = PH_RING_DAMAGED;
+        set_status(ring, PH_RING_DAMAGED);
         return 0;
     }
     while (ring->cursor != head) {
@@ -146,13 +154,13 @@ static int open_grant(struct ph_ring *ring) {
         if (grant_usable(ring, first_tick, count, deadline_ns)) {
             uint64_t left = ring->grant_end_id - ring->next_id;
             ring->end_id = ring->cursor == head ? ring->next_id + (left + 1) / 2 : ring->grant_end_id;
-            ring->status = PH_RING_READY;
+            set_status(ring, PH_RING_READY);
             return 1;
         }
     }
-    if (ring->status != PH_RING_DAMAGED) {
+    if (!status_is(ring, PH_RING_DAMAGED)) {
         uint64_t state = ph_load_acquire(&ring->grants->state);
-        ring->status = state == PH_RING_OPEN ? PH_RING_EMPTY : PH_RING_REVOKED;
+        set_status(ring, state == PH_RING_OPEN ? PH_RING_EMPTY : PH_RING_REVOKED);
     }
     return 0;
 }
@@ -278,28 +286,28 @@ static uint64_t exchange(struct ph_ring *ring, uint64_t after, uint64_t flags, u
     }
     if (!await_answer(ring, number, timeout_ns)) {
         int open = ph_load_acquire(&ring->grants->state) == PH_RING_OPEN;
-        ring->status = open ? PH_RING_TIMED_OUT : PH_RING_REVOKED;
+        ph_store_relaxed(&ring->strict_status, open ? PH_RING_TIMED_OUT : PH_RING_REVOKED);
         return 0;
     }
     uint64_t value = ph_load_relaxed(&ring->grants->answer_value);
-    switch (ph_load_relaxed(&ring->grants->answer_status)) {
-    case PH_STRICT_OK:
-        ring->status = value > after ? PH_RING_READY : PH_RING_DAMAGED;
-        return value > after ? value : 0;
-    case PH_STRICT_MOVED:
-        ring->status = PH_RING_MOVED;
-        break;
-    default:
-        ring->status = PH_RING_REFUSED;
+    uint64_t status = ph_load_relaxed(&ring->grants->answer_status);
+    ph_store_relaxed(&ring->strict_detail, value);
+    if (status != PH_STRICT_OK) {
+        ph_store_relaxed(&ring->strict_status, status == PH_STRICT_MOVED ? PH_RING_MOVED : PH_RING_REFUSED);
+        return 0;
     }
-    ring->detail = value;
-    return 0;
+    if (value <= after) {
+        set_status(ring, PH_RING_DAMAGED);
+        return 0;
+    }
+    ph_store_relaxed(&ring->strict_status, PH_RING_READY);
+    return value;
 }
 
 uint64_t ph_ring_strict_locked(struct ph_ring *ring, uint64_t after, uint64_t flags, uint64_t timeout_ns) {
     lock_wait(&ring->strict_lock);
     uint64_t id = 0;
-    if (alive(ring) && ring->status != PH_RING_DAMAGED) {
+    if (alive(ring) && !status_is(ring, PH_RING_DAMAGED)) {
         id = exchange(ring, after, flags, timeout_ns);
         if (!alive(ring)) {
             id = 0;
@@ -323,9 +331,13 @@ void ph_ring_raise_floor_locked(struct ph_ring *ring, uint64_t id) {
     ph_lock_release(&ring->lock);
 }
 
-int ph_ring_status(const struct ph_ring *ring) { return alive(ring) ? (int)ring->status : PH_RING_FORKED; }
+int ph_ring_status(const struct ph_ring *ring) {
+    return alive(ring) ? (int)ph_load_relaxed(&ring->status) : PH_RING_FORKED;
+}
 
-uint64_t ph_ring_detail(const struct ph_ring *ring) { return ring->detail; }
+int ph_ring_strict_status(const struct ph_ring *ring) { return (int)ph_load_relaxed(&ring->strict_status); }
+
+uint64_t ph_ring_strict_detail(const struct ph_ring *ring) { return ph_load_relaxed(&ring->strict_detail); }
 
 uint32_t ph_ring_coordinator(const struct ph_ring *ring) { return ring->coordinator; }
 
@@ -389,7 +401,7 @@ struct ph_ring *ph_ring_open(int grants_fd, int client_fd, int doorbell_fd, int6
     ring->skew_ns = skew_ns;
     ring->cursor = ph_load_relaxed(&ring->client->cursor);
     ring->request_number = ph_load_relaxed(&ring->client->request_number);
-    ring->status = PH_RING_EMPTY;
+    set_status(ring, PH_RING_EMPTY);
     ph_compiler_barrier();
     ring->alive = ALIVE;
     return ring;

@@ -21,8 +21,9 @@ enum ph_ring_status {
     PH_RING_FORKED = 2,  /* this process is a child of the one that attached: attach anew */
     PH_RING_REVOKED = 3, /* the worker closed the ring: attach anew */
     PH_RING_DAMAGED = 4, /* the segment breaks its own rules: not a Pharaoh worker */
-    PH_RING_MOVED = 5,   /* strict: another coordinator is the host's first; ph_ring_detail() names it */
-    PH_RING_REFUSED = 6, /* strict: ph_ring_detail() is the error's code */
+    /* Of strict requests only: */
+    PH_RING_MOVED = 5,   /* another coordinator is the host's first; ph_ring_strict_detail() names it */
+    PH_RING_REFUSED = 6, /* ph_ring_strict_detail() is the error's code */
     PH_RING_TIMED_OUT = 7,
 };
 
@@ -48,7 +49,7 @@ int ph_ring_wait_locked(struct ph_ring *ring, uint64_t timeout_ns);
 
 /*
  * A strict id: asked for now, answered now, greater than `after` (an id, or 0) and than every id that this ring has
- * handed out. Returns 0 on anything but success; see ph_ring_status().
+ * handed out. Returns 0 on anything but success; see ph_ring_strict_status(), and ph_ring_status() for a lost ring.
  */
 uint64_t ph_ring_strict_locked(struct ph_ring *ring, uint64_t after, uint64_t flags, uint64_t timeout_ns);
 
@@ -56,7 +57,9 @@ uint64_t ph_ring_strict_locked(struct ph_ring *ring, uint64_t after, uint64_t fl
 void ph_ring_raise_floor_locked(struct ph_ring *ring, uint64_t id);
 
 int ph_ring_status(const struct ph_ring *ring);
-uint64_t ph_ring_detail(const struct ph_ring *ring);
+/* How this handle's last strict request ended (another thread's, if it came later). */
+int ph_ring_strict_status(const struct ph_ring *ring);
+uint64_t ph_ring_strict_detail(const struct ph_ring *ring);
 uint32_t ph_ring_coordinator(const struct ph_ring *ring);
 
 #endif
