@@ -62,7 +62,7 @@ class FakeRing:
         self._client, self._client_fd = _segment("client")
         self._doorbell_fd = os.eventfd(0, os.EFD_CLOEXEC)
         self._head = self._answered = 0
-        self.dead = False
+        self.dead = self.revoked = False
         layout = DEFAULT_LAYOUT
         for word, value in (
             (SLOT_COUNT, lib.PH_RING_SLOTS),
@@ -90,10 +90,16 @@ class FakeRing:
             os.close(descriptor)
 
     def revoke(self) -> None:
+        """As a worker that stops: it closes the ring and fills it no more."""
+        self.revoked = True
         self._words[STATE] = lib.PH_RING_CLOSED
+        self._wake(HEAD)
+        self._wake(ANSWER_NUMBER)
 
     def _serve(self) -> None:
         while os.eventfd_read(self._doorbell_fd) and not self.dead:
+            if self.revoked:
+                continue
             number = self._client[REQUEST_NUMBER]
             if number != self._answered and self._daemon.rings_answer:
                 self._answer(number)
