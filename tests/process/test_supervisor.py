@@ -75,7 +75,8 @@ class Daemon:
 
     def start(self) -> None:
         self.launch()
-        eventually(lambda: self.said("serving"), "serving")
+        eventually(lambda: self.said("serving") or self.has_ended(), "serving")
+        assert not self.has_ended(), self.log.read_text()
 
     def fails_with(self, error: type[PharaohError]) -> str:
         """The message, after checking the exit status and that a remedy is named."""
@@ -105,6 +106,9 @@ class Daemon:
     def signal(self, number: signal.Signals) -> None:
         assert self.process is not None
         self.process.send_signal(number)
+
+    def has_ended(self) -> bool:
+        return self.process is not None and self.process.poll() is not None
 
     def ended(self) -> int:
         assert self.process is not None
