@@ -61,9 +61,8 @@ async def connect(
     >>> client = await aio.connect()                # doctest: +SKIP
     """
     session = new_session(path, name, timeout, max_age_ms, rings)
-    client = AsyncClient(session, name, timeout)
-    await client.open()
-    return client
+    await _in_thread(session.connect)
+    return AsyncClient(session, name, timeout)
 
 
 class AsyncClient:
@@ -81,10 +80,6 @@ class AsyncClient:
         self._start_anew()
         _clients.add(self)
 
-    async def open(self) -> None:
-        """Connects; `connect` has done it already."""
-        await self._in_thread(self._session.connect)
-
     async def next_id(self) -> int:
         """As `Client.next_id`.
 
@@ -97,7 +92,7 @@ class AsyncClient:
         if not self._session.ring_may_be_had():
             return (await self._retry(partial(self._runs_once, 1)))[0][0]
         async with self._turn:  # one waits for the ring, the others then find it filled
-            return self._pop() or await self._in_thread(self._blocking.next_id)
+            return self._pop() or await _in_thread(self._blocking.next_id)
 
     async def next_ids(self, n: int) -> array.array[int]:
         """As `Client.next_ids`.
@@ -107,7 +102,7 @@ class AsyncClient:
         """
         whole_number(n, "n", 1, IDS_PER_CALL_MAX)
         if self._session.ring_may_be_had():
-            return await self._in_thread(partial(self._blocking.next_ids, n))
+            return await _in_thread(partial(self._blocking.next_ids, n))
         ids = array.array("Q")
         while len(ids) < n:
             for first, count in await self._retry(partial(self._runs_once, n - len(ids))):
@@ -141,20 +136,31 @@ class AsyncClient:
 
     @property
     def hello(self) -> Hello:
-        """As `Client.hello`."""
+        """As `Client.hello`.
+
+        >>> client.hello.coordinators               # doctest: +SKIP
+        (0, 1, 2, 3)
+        """
         return self._session.hello
 
     @property
     def layout(self) -> Layout:
-        """As `Client.layout`."""
+        """As `Client.layout`.
+
+        >>> str(client.layout)                      # doctest: +SKIP
+        '41-10-13'
+        """
         return self._session.hello.layout
 
     async def close(self) -> None:
-        """As `Client.close`; requests under way raise ClientClosedError."""
+        """As `Client.close`; requests under way raise ClientClosedError.
+
+        >>> await client.close()                    # doctest: +SKIP
+        """
         pipeline, self._pipeline = self._pipeline, None
         if pipeline is not None:
             await pipeline.close(ClientClosedError())
-        await self._in_thread(self._session.close)
+        await _in_thread(self._session.close)
 
     async def __aenter__(self) -> Self:
         return self
@@ -183,9 +189,6 @@ class AsyncClient:
         if id:
             self._session.note(id)
         return id
-
-    async def _in_thread(self, function: Callable[[], _T]) -> _T:
-        return await asyncio.get_running_loop().run_in_executor(None, function)
 
     async def _retry(self, attempt: Callable[[float], Awaitable[_T]]) -> _T:
         """Repeats a request for as long as its error may pass. `attempt` is given the deadline."""
@@ -229,6 +232,10 @@ class AsyncClient:
             if self._pipeline is None or self._pipeline.broken is not None:
                 self._pipeline = await _Pipeline.connect(self._session.path, self._name, deadline)
             return self._pipeline
+
+
+async def _in_thread(function: Callable[[], _T]) -> _T:
+    return await asyncio.get_running_loop().run_in_executor(None, function)
 
 
 class _Pipeline:

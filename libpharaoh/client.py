@@ -137,7 +137,11 @@ class Client:
 
     @property
     def hello(self) -> Hello:
-        """What the daemon said of itself: server, layout, modulus, coordinators, limits."""
+        """What the daemon said of itself: server, layout, modulus, coordinators, limits.
+
+        >>> client.hello.coordinators               # doctest: +SKIP
+        (0, 1, 2, 3)
+        """
         return self._session.hello
 
     @property
@@ -149,7 +153,10 @@ class Client:
         return self._session.hello.layout
 
     def close(self) -> None:
-        """Gives everything back; later calls raise ClientClosedError. May be called again."""
+        """Gives everything back; later calls raise ClientClosedError. May be called again.
+
+        >>> client.close()                          # doctest: +SKIP
+        """
         self._session.close()
 
     def __enter__(self) -> Self:

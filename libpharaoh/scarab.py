@@ -76,12 +76,20 @@ class Layout:
 
     @property
     def sequence_count(self) -> int:
-        """How many ids one coordinator has per millisecond."""
+        """How many ids one coordinator has per millisecond.
+
+        >>> Layout().sequence_count
+        8192
+        """
         return 1 << self.sequence_bits
 
     @property
     def coordinator_count(self) -> int:
-        """How many coordinators the layout has room for."""
+        """How many coordinators the layout has room for.
+
+        >>> Layout().coordinator_count
+        1024
+        """
         return 1 << self.coordinator_bits
 
     def __str__(self) -> str:
@@ -93,7 +101,11 @@ DEFAULT_LAYOUT = Layout()
 
 @dataclass(frozen=True, slots=True)
 class Scarab:
-    """The three parts of an id. Made by `parse`; raises InvalidArgumentError for parts that the layout cannot hold."""
+    """The three parts of an id. Made by `parse`; raises InvalidArgumentError for parts that the layout cannot hold.
+
+    >>> Scarab(milliseconds=5, coordinator=3, sequence=7).to_int() == compose(5, 3, 7)
+    True
+    """
 
     milliseconds: int
     """Since the layout's epoch, not since 1970: see `unix_ms`."""
@@ -134,7 +146,11 @@ class Scarab:
         return high << self.layout.sequence_bits | self.sequence
 
     def to_base32(self) -> str:
-        """The id as 13 letters and digits: see the function `to_base32`."""
+        """The id as 13 letters and digits: see the function `to_base32`.
+
+        >>> parse(12345).to_base32()
+        '0000000000C1S'
+        """
         return to_base32(self.to_int())
 
     @classmethod
