@@ -16,6 +16,7 @@ from libpharaoh.scarab import ID_MAX, Layout, key_bytes, whole_number
 
 DEFAULT_SOCKET = "/run/pharaohd/rpc.sock"
 IDS_PER_CALL_MAX = 2**24
+MAX_AGE_MS_MAX = 10_000
 
 
 def connect(
@@ -31,7 +32,7 @@ def connect(
     path: the daemon's socket; default PHARAOH_SOCKET from the environment, else /run/pharaohd/rpc.sock.
     name: shown by the daemon's tools.
     timeout: seconds that a call may wait in all, reconnecting included.
-    max_age_ms: how old an id of `next_id` may be when it is handed out; default: the daemon's setting.
+    max_age_ms: how old (1 to 10000) an id of `next_id` may be when it is handed out; default: the daemon's setting.
     rings: False forgoes shared memory and asks for everything over the socket.
 
     Raises ConnectFailedError when the daemon cannot be reached within the timeout, InvalidArgumentError.
@@ -182,7 +183,7 @@ def new_session(
     if type(timeout) not in (int, float) or not 0 < timeout <= threading.TIMEOUT_MAX:
         raise InvalidArgumentError(f"timeout must be a positive number of seconds, not {timeout!r}")
     if max_age_ms is not None:
-        whole_number(max_age_ms, "max_age_ms", 1, 60_000)
+        whole_number(max_age_ms, "max_age_ms", 1, MAX_AGE_MS_MAX)
     return Session(checked, name, timeout, max_age_ms, rings)
 
 

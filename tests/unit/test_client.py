@@ -93,6 +93,7 @@ def raw_clone() -> int:
         {"timeout": float("nan")},
         {"timeout": "5"},
         {"max_age_ms": 0},
+        {"max_age_ms": 10_001},
         {"max_age_ms": 1.5},
         {"name": b"bytes"},
         {"path": ""},
