@@ -24,7 +24,7 @@ void ph_clock_init(struct ph_clock *clock, struct ph_clock_source source, int64_
     clock->jump_ns_max = jump_ns_max;
     clock->slew_per_mille = slew_per_mille;
     source.read(source.context, &clock->realtime_ns, &clock->boottime_ns);
-    clock->virtual_ns = clock->realtime_ns;
+    clock->natural_ns = clock->virtual_ns = clock->realtime_ns;
 }
 
 void ph_clock_resume(struct ph_clock *clock, const struct ph_clock_sample *sample, const uint8_t boot_id[16]) {
@@ -33,9 +33,16 @@ void ph_clock_resume(struct ph_clock *clock, const struct ph_clock_sample *sampl
     }
     int64_t expected_ns = sample->virtual_ns + (clock->boottime_ns - sample->boottime_ns);
     if (clock->realtime_ns - expected_ns > clock->jump_ns_max) {
-        clock->virtual_ns = expected_ns;
+        clock->natural_ns = clock->virtual_ns = expected_ns;
         clock->jump_ns = clock->realtime_ns - expected_ns;
     }
+}
+
+static int64_t later(int64_t a, int64_t b) { return a > b ? a : b; }
+
+/* Where a time that is ahead of its mark gets to: on, but slower. */
+static int64_t slewed(const struct ph_clock *clock, int64_t from_ns, int64_t elapsed_ns) {
+    return from_ns + elapsed_ns - elapsed_ns * clock->slew_per_mille / 1000;
 }
 
 int64_t ph_clock_advance(struct ph_clock *clock) {
@@ -49,25 +56,27 @@ int64_t ph_clock_advance(struct ph_clock *clock) {
     clock->realtime_ns = realtime_ns;
     clock->boottime_ns = boottime_ns;
 
-    int64_t jump_ns = realtime_ns - (clock->virtual_ns + elapsed_ns);
+    int64_t jump_ns = realtime_ns - (clock->natural_ns + elapsed_ns);
     if (jump_ns > clock->jump_ns_max && !clock->accept_jump) {
-        clock->virtual_ns += elapsed_ns;
+        clock->natural_ns += elapsed_ns;
         clock->jump_ns = jump_ns;
-        clock->ahead_ns = 0;
-        return clock->virtual_ns;
+    } else {
+        clock->natural_ns = later(realtime_ns, slewed(clock, clock->natural_ns, elapsed_ns));
+        clock->jump_ns = 0;
+        clock->accept_jump = 0;
     }
-    int64_t slewed_ns = clock->virtual_ns + elapsed_ns - elapsed_ns * clock->slew_per_mille / 1000;
-    clock->virtual_ns = realtime_ns > slewed_ns ? realtime_ns : slewed_ns;
-    clock->ahead_ns = clock->virtual_ns - realtime_ns;
-    clock->jump_ns = 0;
-    clock->accept_jump = 0;
+    clock->virtual_ns = later(clock->natural_ns, slewed(clock, clock->virtual_ns, elapsed_ns));
+    clock->ahead_ns = later(clock->virtual_ns - realtime_ns, 0);
     return clock->virtual_ns;
 }
 
+void ph_clock_start_above(struct ph_clock *clock, int64_t natural_ns) {
+    clock->natural_ns = later(clock->natural_ns, natural_ns);
+    clock->virtual_ns = later(clock->virtual_ns, natural_ns);
+}
+
 void ph_clock_raise(struct ph_clock *clock, int64_t virtual_ns) {
-    if (virtual_ns > clock->virtual_ns) {
-        clock->virtual_ns = virtual_ns;
-    }
+    clock->virtual_ns = later(clock->virtual_ns, virtual_ns);
 }
 
 void ph_clock_accept(struct ph_clock *clock) { clock->accept_jump = 1; }

@@ -1,8 +1,11 @@
 /*
  * Virtual time: what the ids' milliseconds are taken from. `now = max(realtime, last + elapsed boottime)`.
  *
+ * *Natural* time is that, and nothing else; virtual time may besides be raised above it (an `after` that was accepted).
+ * What may be asked for is bounded against natural time, so that nobody can push the clock on step by step.
+ *
  * Invariants
- * - It never goes back, whatever the two clocks do.
+ * - Neither ever goes back, whatever the two clocks do.
  * - While it is ahead of the wall clock it runs slower by `slew_per_mille` until they meet.
  * - A forward jump of the wall clock against boottime beyond `jump_ns_max` is not followed: it is reported in `jump_ns`
  *   until the wall clock comes back or ph_clock_accept() is called. So a wrong future time is never made durable.
@@ -32,7 +35,8 @@ struct ph_clock {
     int64_t jump_ns_max;
     int64_t slew_per_mille;
 
-    int64_t virtual_ns; /* since 1970 */
+    int64_t natural_ns; /* since 1970 */
+    int64_t virtual_ns; /* since 1970; never below natural_ns */
     int64_t realtime_ns;
     int64_t boottime_ns;
 
@@ -53,7 +57,10 @@ void ph_clock_resume(struct ph_clock *clock, const struct ph_clock_sample *sampl
 /* Reads the source and moves virtual time on; returns it, in nanoseconds since 1970. */
 int64_t ph_clock_advance(struct ph_clock *clock);
 
-/* Virtual time is at least this from now on: a ceiling found, or an `after` that was accepted. */
+/* Natural time is at least this: the ceiling that a predecessor left. Call once, before the first reading. */
+void ph_clock_start_above(struct ph_clock *clock, int64_t natural_ns);
+
+/* Virtual time is at least this from now on. */
 void ph_clock_raise(struct ph_clock *clock, int64_t virtual_ns);
 
 /* The operator says that the wall clock is right: the next reading follows it. */

@@ -84,17 +84,18 @@ void ph_worker_supply(struct ph_worker *worker, uint64_t max_age_ns, struct ph_s
     supply->monotonic_ns = worker->monotonic_ns;
 }
 
+/* Bounded against natural time: bounded against virtual time, which it raises, it would be no bound at all. */
 int ph_worker_accept_after(struct ph_worker *worker, uint64_t after, uint64_t *floor_tick) {
     *floor_tick = ph_issuer_floor_after(&worker->issuer, after);
-    uint64_t ms = ph_ms_of_tick(&worker->issuer.layout, *floor_tick);
-    if (ms > worker->now_ms) {
+    int64_t ms = (int64_t)(ph_ms_of_tick(&worker->issuer.layout, *floor_tick) + worker->issuer.layout.epoch_ms);
+    if (ms > worker->virtual_ns / NS_PER_MS) {
         ph_worker_refresh_time(worker);
     }
-    if (ms > worker->now_ms + worker->config.after_ms_max) {
+    if (ms > worker->clock.natural_ns / NS_PER_MS + (int64_t)worker->config.after_ms_max) {
         return PH_ERR_AFTER_TOO_FAR;
     }
-    if (ms > worker->now_ms) {
-        ph_clock_raise(&worker->clock, (int64_t)(ms + worker->issuer.layout.epoch_ms) * NS_PER_MS);
+    if (ms > worker->virtual_ns / NS_PER_MS) {
+        ph_clock_raise(&worker->clock, ms * NS_PER_MS);
         ph_worker_refresh_time(worker);
     }
     return 0;

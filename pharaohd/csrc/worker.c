@@ -72,7 +72,7 @@ static int start_clock(struct ph_worker *worker, struct ph_fault *fault) {
     ph_clock_resume(&worker->clock, &found->sample, worker->boot_id);
     if (found->ceiling > 0) {
         uint64_t ceiling_ms = ph_ms_of_tick(layout, found->ceiling) + layout->epoch_ms;
-        ph_clock_raise(&worker->clock, (int64_t)(ceiling_ms * NS_PER_MS));
+        ph_clock_start_above(&worker->clock, (int64_t)(ceiling_ms * NS_PER_MS));
     }
     ph_worker_refresh_time(worker);
     if (worker->now_ms == 0 || ph_worker_time_exhausted(worker)) {
