@@ -1,7 +1,6 @@
 """The command `pharaohctl`: asks a running daemon, reads its statistics page, takes ids apart, cares for Obelisks.
 
-Exit status: 0 done; 1 an error or an unfulfilled wish; 2 wrong usage; 3 no daemon; 4 degraded (`status`);
-5 an Obelisk has problems (`obelisk verify`); 70 and above as the daemon itself (docs/errors.md).
+Errors are PharaohErrors: name, message and remedy go to standard error, and EXIT_STATUSES tells how it ends.
 """
 
 from __future__ import annotations
@@ -46,6 +45,8 @@ from pharaohd.obelisk import Identity, ObeliskReport, Record
 from pharaohd.settings import Settings
 from pharaohd.stats import NO_COORDINATOR, DaemonStats, Reader, WorkerState, WorkerStats
 
+EXIT_STATUSES = """Exit status: 0 done; 1 an error; 2 wrong usage; 3 no daemon; 4 degraded; 5 an Obelisk has problems;
+70 and above as the daemon's own (docs/errors.md)."""
 EXIT_ERROR = 1
 EXIT_NO_DAEMON = 3
 EXIT_DEGRADED = 4
@@ -149,16 +150,16 @@ def _remember(context: click.Context, parameter: click.Parameter, value: str | N
         setattr(target, parameter.name, value)
 
 
-def _option(*names: str, help: str, type: click.Choice[str] | None = None) -> Callable[[Any], Any]:  # noqa: A002
-    return click.option(*names, type=type, help=help, expose_value=False, callback=_remember)
+def _option(*names: str, metavar: str, text: str, choice: click.Choice[str] | None = None) -> Callable[[Any], Any]:
+    return click.option(*names, metavar=metavar, type=choice, help=text, expose_value=False, callback=_remember)
 
 
 COMMON_OPTIONS = (
-    _option("--socket", help="The daemon's rpc.sock. Default: PHARAOH_SOCKET, else that of the settings."),
-    _option("--dir", help="The daemon is `pharaohd --dir DIR`."),
-    _option("--config", help="The daemon is `pharaohd --config FILE`."),
-    _option("--state-dir", help="Where the Obelisks lie. Default: that of the settings."),
-    _option("-o", "--output", type=click.Choice(["table", "json"]), help="How to write. Default: table."),
+    _option("--socket", metavar="PATH", text="The daemon's rpc.sock. Default: PHARAOH_SOCKET, else the settings'."),
+    _option("--dir", metavar="DIR", text="The daemon is `pharaohd --dir DIR`."),
+    _option("--config", metavar="FILE", text="The daemon is `pharaohd --config FILE`. Default: PHARAOHD_CONFIG."),
+    _option("--state-dir", metavar="DIR", text="Where the Obelisks lie. Default: the settings' host.state_dir."),
+    _option("-o", "--output", metavar="table|json", choice=click.Choice(["table", "json"]), text="Default: table."),
 )
 
 
@@ -178,7 +179,7 @@ def command(group: click.Group, name: str) -> Callable[[Callable[..., int | None
     return declare
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]}, epilog="Exit status: see README.md.")
+@click.group(context_settings={"help_option_names": ["-h", "--help"]}, epilog=EXIT_STATUSES)
 @common
 def cli() -> None:
     """Asks and cares for a Pharaoh daemon."""
@@ -310,10 +311,24 @@ def connected(path: str, connect_s: float = CONNECT_S) -> Iterator[tuple[Connect
         connection.close()
 
 
-def ask(path: str, method: str) -> Any:
-    """One request without parameters."""
-    with connected(path) as (connection, _):
-        return connection.request(method, [], time.monotonic() + PATIENCE_S)
+def ask_each(target: Target, numbers: Sequence[int], method: str) -> tuple[dict[int, Any], int]:
+    """What coordinators, by default all that the host owns, answer to a method; and the exit status.
+
+    One that does not answer is told on standard error and does not stop the others from being asked.
+    """
+    with connected(target.socket_path()) as (_, hello):
+        pass
+    if unknown := sorted(set(numbers) - set(hello.coordinators)):
+        raise InvalidArgumentError(f"this host owns no coordinator {unknown[0]}: `pharaohctl workers` lists them")
+    answers, status = {}, 0
+    for number in numbers or hello.coordinators:
+        try:
+            with connected(hello.endpoint(number)) as (connection, _):
+                answers[number] = connection.request(method, [], time.monotonic() + PATIENCE_S)
+        except PharaohError as error:
+            status = EXIT_DEGRADED if error.retryable else EXIT_ERROR
+            explain(error)
+    return answers, status
 
 
 @command(cli, "ping")
@@ -329,14 +344,12 @@ def ping_command(target: Target) -> None:
 
 @command(cli, "stats")
 @click.argument("coordinators", nargs=-1, type=int, metavar="[N…]")
-def stats_command(target: Target, coordinators: tuple[int, ...]) -> None:
+def stats_command(target: Target, coordinators: tuple[int, ...]) -> int:
     """What coordinators answer to `stats`: every counter. Without N: of all that this host owns."""
-    path = target.socket_path()
-    with connected(path) as (_, hello):
-        chosen = coordinators or hello.coordinators
-    answers = {number: ask(hello.endpoint(number), "stats") for number in chosen}
+    answers, status = ask_each(target, coordinators, "stats")
     text = "\n".join(f"{number:04d}.{key}  {value}" for number, one in answers.items() for key, value in one.items())
     write(target, answers, text)
+    return status
 
 
 @cli.group("clock")
@@ -347,15 +360,14 @@ def clock_group() -> None:
 
 @command(clock_group, "accept")
 @click.argument("coordinators", nargs=-1, type=int, metavar="[N…]")
-def clock_accept_command(target: Target, coordinators: tuple[int, ...]) -> None:
+def clock_accept_command(target: Target, coordinators: tuple[int, ...]) -> int:
     """Follow a forward jump of the wall clock that raised an alarm. Without N: on all coordinators.
 
     The ids' time then jumps too, and never comes back: make sure first that the wall clock is right.
     """
-    with connected(target.socket_path()) as (_, hello):
-        chosen = coordinators or hello.coordinators
-    rows = [{"coordinator": number, "moved_ms": ask(hello.endpoint(number), "clock_accept")} for number in chosen]
-    write_rows(target, rows)
+    answers, status = ask_each(target, coordinators, "clock_accept")
+    write_rows(target, [{"coordinator": number, "moved_ms": moved_ms} for number, moved_ms in answers.items()])
+    return status
 
 
 # ---- the statistics page ----

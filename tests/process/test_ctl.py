@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
@@ -23,6 +24,7 @@ from pharaohd import ctl
 from pharaohd.stats import Reader, WorkerState
 
 WATCHDOG_S = 20.0
+HOUR_NS = 3_600_000_000_000
 CONFIG = "[cluster]\ncoordinators = 2\n"
 
 
@@ -132,6 +134,7 @@ def test_the_statistics_show_what_was_issued(shared: Daemon) -> None:
         assert 0 <= worker["heartbeat_age_ms"] <= ctl.HEARTBEAT_STALE_MS
     answers = shared.ctl_json("stats")
     assert list(answers) == ["0", "1"]
+    assert answers["1"]["pid"] == workers[1]["pid"]
 
 
 def test_workers_are_a_table_with_a_line_each(shared: Daemon) -> None:
@@ -157,6 +160,7 @@ def test_a_closed_pipe_is_no_traceback(shared: Daemon) -> None:
 def test_clock_accept_without_an_alarm_changes_nothing(shared: Daemon) -> None:
     assert [row["coordinator"] for row in shared.ctl_json("clock", "accept")] == [0, 1]
     assert [row["coordinator"] for row in shared.ctl_json("clock", "accept", "1")] == [1]
+    assert shared.ctl("clock", "accept", "2").returncode == 1
 
 
 def test_a_restarted_worker_shows_in_the_table(own: Daemon) -> None:
@@ -177,6 +181,7 @@ def test_a_worker_that_cannot_serve_is_degraded_and_then_repaired(own: Daemon) -
     os.kill(pid, signal.SIGKILL)
     own.wait_until(lambda: WorkerState.FAILED in own.states())
     assert own.ctl("status").returncode == ctl.EXIT_DEGRADED
+    assert own.ctl("stats").returncode == ctl.EXIT_DEGRADED
     verified = own.ctl("obelisk", "verify", "--config", str(own.config))
     assert verified.returncode == ctl.EXIT_PROBLEMS
     assert "pharaohctl obelisk bump 1 --create" in verified.stdout + verified.stderr
@@ -200,3 +205,19 @@ def test_reload_says_whether_the_daemon_took_the_settings(own: Daemon) -> None:
     assert refused.returncode == 80
     assert "SETTINGS_INVALID" in refused.stderr
     assert own.ctl_json("status")["reload_failures"] == 1
+
+
+def test_clock_accept_follows_a_forward_jump(own: Daemon) -> None:
+    """F19: a jump raises an alarm and is not followed; an operator's word ends it."""
+    offsets = own.directory / "offsets"
+    offsets.write_bytes(bytes(16))
+    own.stop()
+    own.config.write_text(CONFIG + f'[clock]\noffset_file = "{offsets}"\n')
+    own.start()
+    before = libpharaoh.parse(int(own.ctl("next").stdout)).unix_ms
+    offsets.write_bytes(struct.pack("<2q", HOUR_NS, HOUR_NS))
+    own.wait_until(lambda: own.ctl_json("status")["clock_alarms"] == [0, 1])
+    assert libpharaoh.parse(int(own.ctl("next").stdout)).unix_ms < before + 60_000
+    assert all(row["moved_ms"] > 3_500_000 for row in own.ctl_json("clock", "accept"))
+    assert libpharaoh.parse(int(own.ctl("next").stdout)).unix_ms >= before + 3_500_000
+    own.wait_until(lambda: own.ctl_json("status")["clock_alarms"] == [])
