@@ -31,7 +31,6 @@ from libpharaoh.errors import (
     ProtocolViolationError,
     RegressionError,
     TimedOutError,
-    WrongCoordinatorError,
 )
 from libpharaoh.scarab import ID_MAX
 
@@ -343,7 +342,7 @@ class Session:
 
 def passes(error: PharaohError) -> bool:
     """Whether asking this host again may help. A connect has used up its time by itself."""
-    return error.retryable and not isinstance(error, ConnectFailedError | WrongCoordinatorError)
+    return error.retryable and not isinstance(error, ConnectFailedError)
 
 
 def checked_id(result: object) -> int:

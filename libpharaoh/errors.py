@@ -120,7 +120,7 @@ class WrongCoordinatorError(RequestError):
 
     code = 4008
     name = "WRONG_COORDINATOR"
-    retryable = True
+    retryable = False
     message = "the key belongs to a coordinator that this host does not own"
     hint = "ask the host that owns it; see cluster.coordinators and host.owns"
 

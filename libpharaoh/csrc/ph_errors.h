@@ -66,7 +66,7 @@ static inline const struct ph_error_info *ph_error_info(int code) {
         {4005, "AFTER_TOO_FAR", "`after` lies further in the future than clock.after_ms_max allows", "the id passed as `after` is foreign, damaged, or comes from a host whose clock is wrong", 0, 0},
         {4006, "PERMISSION_DENIED", "this method is for the daemon's own user and root", "run the command as root or as the daemon's user", 0, 0},
         {4007, "RING_LIMIT", "the coordinator has no room for another ring", "requests by socket still work; raise ring.rings_max or share one client per process", 1, 0},
-        {4008, "WRONG_COORDINATOR", "the key belongs to a coordinator that this host does not own", "ask the host that owns it; see cluster.coordinators and host.owns", 1, 0},
+        {4008, "WRONG_COORDINATOR", "the key belongs to a coordinator that this host does not own", "ask the host that owns it; see cluster.coordinators and host.owns", 0, 0},
         {4009, "KEY_TOO_LONG", "a key or name is longer than permitted", "hello names the limits; use a digest of the key", 0, 0},
         {5001, "UNAVAILABLE", "no live coordinator can serve this request at the moment", "retry; `pharaohctl workers` shows which coordinators are down", 1, 0},
         {5002, "CEILING_STALLED", "a new ceiling did not become durable in time", "the disk under host.state_dir is slow or hangs; see sync_ns_max in `pharaohctl stats`", 1, 0},
