@@ -1,0 +1,179 @@
+"""A real pharaohd for a test: started, watched, stopped, killed; all by the pids that it started itself."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Self
+
+from libpharaoh.errors import ConnectFailedError, ProtocolViolationError
+from pharaohd import manifest
+from pharaohd.stats import Reader, WorkerState, WorkerStats
+
+ROOT = Path(__file__).parents[2]
+WATCHDOG_S = 30.0
+
+Settings = Mapping[str, Mapping[str, object]]
+
+
+def wait_until(condition: Callable[[], object], what: str, timeout_s: float = WATCHDOG_S) -> None:
+    """Returns once `condition()` is true. A watchdog, not a bound on speed."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"in vain: {what}"
+        time.sleep(0.005)
+
+
+@contextlib.contextmanager
+def short_directory() -> Iterator[Path]:
+    """A directory whose name is short enough for sockets."""
+    directory = Path(tempfile.mkdtemp(prefix="ph", dir="/tmp"))
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+class Daemon:
+    """`pharaohd --config` with its sockets in `directory`/run and its state there too, or in `state_dir`.
+
+    settings: {"section": {"key": value}}, laid over the few that make it this user's own. As a context manager it is
+    started on entry, and killed on exit if it still runs.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        coordinators: int = 2,
+        state_dir: Path | None = None,
+        settings: Settings | None = None,
+        command: tuple[str, ...] = (sys.executable, "-m", "pharaohd"),
+    ) -> None:
+        self.directory = directory
+        self.coordinators = coordinators
+        self.state_dir = state_dir or directory / "state"
+        self.runtime_dir = directory / "run"
+        self.socket = str(self.runtime_dir / "rpc.sock")
+        self.config = directory / "pharaohd.toml"
+        self.log_path = directory / "log"
+        self.process: subprocess.Popen[bytes] | None = None
+        self._command = command
+        self.configure(settings or {})
+
+    def configure(self, settings: Settings) -> None:
+        """Writes the settings file anew."""
+        base: dict[str, dict[str, object]] = {
+            "cluster": {"coordinators": self.coordinators},
+            "host": {"state_dir": str(self.state_dir), "runtime_dir": str(self.runtime_dir)},
+            "rpc": {"mode": "0600", "group": ""},
+        }
+        for section, values in settings.items():
+            base.setdefault(section, {}).update(values)
+        lines = []
+        for section, values in base.items():
+            lines += [f"[{section}]", *(f"{key} = {json.dumps(value)}" for key, value in values.items())]
+        self.config.write_text("\n".join(lines) + "\n")
+
+    def spawn(self) -> subprocess.Popen[bytes]:
+        """Starts it and waits for nothing."""
+        with open(self.log_path, "ab") as log:
+            self.process = subprocess.Popen(
+                [*self._command, "--config", str(self.config)], cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log,
+                stderr=log,
+            )  # fmt: skip
+        return self.process
+
+    def start(self) -> None:
+        """Returns once every worker is live."""
+        self.spawn()
+        self.wait_live()
+
+    def wait_live(self) -> None:
+        def all_live() -> bool:
+            assert self.alive(), f"pharaohd ended: {self.log()}"
+            workers = self.workers()
+            return bool(workers) and all(worker.state == WorkerState.LIVE for worker in workers)
+
+        wait_until(all_live, "every worker live")
+
+    def stop(self) -> int:
+        """A clean stop by SIGTERM; the exit status."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(WATCHDOG_S)
+
+    def wait(self) -> int:
+        """Waits for it to end by itself; the exit status."""
+        assert self.process is not None
+        return self.process.wait(WATCHDOG_S)
+
+    def kill(self) -> None:
+        """SIGKILL for the supervisor and every worker, and waits until they are gone."""
+        if self.process is None:
+            return
+        pids = self.worker_pids() if self.process.poll() is None else {}
+        pidfds = []
+        for pid in [self.process.pid, *pids.values()]:
+            with contextlib.suppress(ProcessLookupError):
+                pidfds.append(os.pidfd_open(pid))
+        for pidfd in pidfds:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        self.process.wait(WATCHDOG_S)
+        for pidfd in pidfds:
+            wait_until(lambda fd=pidfd: ended(fd), "killed processes gone")  # type: ignore[misc]
+            os.close(pidfd)
+
+    def alive(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    def workers(self) -> list[WorkerStats]:
+        """The statistics page's rows; [] while there is no page."""
+        with contextlib.suppress(ConnectFailedError, ProtocolViolationError), Reader(str(self.runtime_dir)) as page:
+            return page.workers()
+        return []
+
+    def worker(self, coordinator: int) -> WorkerStats:
+        return next(worker for worker in self.workers() if worker.coordinator == coordinator)
+
+    def worker_pids(self) -> dict[int, int]:
+        """The live worker processes: coordinator → pid."""
+        return {worker.coordinator: worker.pid for worker in self.workers() if worker.pid}
+
+    def obelisk(self, coordinator: int) -> Path:
+        return Path(manifest.obelisk_path(str(self.state_dir), coordinator))
+
+    def log(self) -> str:
+        return self.log_path.read_text(errors="replace") if self.log_path.exists() else ""
+
+    def ctl(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """`pharaohctl` with this daemon's socket. `obelisk …` commands want `"--config", str(daemon.config)` too."""
+        command = [sys.executable, "-m", "pharaohd.ctl", "--socket", self.socket, *arguments]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=WATCHDOG_S, check=False)
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.kill()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
+
+def ended(pidfd: int) -> bool:
+    import select
+
+    return bool(select.select([pidfd], [], [], 0)[0])

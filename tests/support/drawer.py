@@ -1,0 +1,102 @@
+"""A client process that draws ids at full tilt into a ledger, through restarts of the daemon, until it is killed.
+
+    python -m tests.support.drawer SOCKET LEDGER KIND [BATCH]
+
+KIND: ring (next_ids from shared memory), single (next_id), socket (next_ids over the socket), strict (get_timestamp).
+Times are noted for socket and strict. It prints a line once it has its first ids.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import libpharaoh
+from libpharaoh import Client
+from libpharaoh.errors import PharaohError
+from tests.support.daemon import ROOT
+from tests.support.ledger import Ledger, Run, read
+
+RETRY_S = 0.002
+
+
+def draw(client: Client, kind: str, batch: int) -> Sequence[int]:
+    if kind == "strict":
+        return [client.get_timestamp()]
+    if kind == "single":
+        return [client.next_id() for _ in range(batch)]
+    return client.next_ids(batch)
+
+
+def connected(path: str, kind: str) -> Client:
+    while True:
+        with contextlib.suppress(PharaohError):
+            return libpharaoh.connect(path, name=f"drawer {kind}", timeout=1.0, rings=kind != "socket")
+        time.sleep(RETRY_S)
+
+
+def main(path: str, ledger_path: str, kind: str, batch: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    ledger = Ledger(ledger_path)
+    client = connected(path, kind)
+    timed = kind in ("socket", "strict")
+    said = False
+    while True:
+        called_ns = time.monotonic_ns()
+        try:
+            ids = draw(client, kind, batch)
+        except PharaohError as error:
+            if not error.retryable:
+                raise
+            time.sleep(RETRY_S)
+            continue
+        ledger.add(ids, *((called_ns, time.monotonic_ns()) if timed else ()))
+        if not said:
+            said = True
+            print("drawing", flush=True)
+
+
+class Drawer:
+    """The handle of one such process."""
+
+    def __init__(self, socket: str, ledger: Path, kind: str, batch: int = 256) -> None:
+        self.ledger = ledger
+        self.kind = kind
+        command = [sys.executable, "-m", "tests.support.drawer", socket, str(ledger), kind, str(batch)]
+        self.process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+
+    def runs(self) -> list[Run]:
+        return read(self.ledger)
+
+    def wait_drawing(self) -> None:
+        assert self.process.stdout is not None
+        assert self.process.stdout.readline() == b"drawing\n", "the client ended"
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        if self.process.stdout is not None:
+            self.process.stdout.close()
+
+
+@contextlib.contextmanager
+def drawers(socket: str, directory: Path, kinds: Sequence[str], batch: int = 256) -> Iterator[list[Drawer]]:
+    """One process per kind, with ledgers in `directory`; killed at the end."""
+    started: list[Drawer] = []
+    try:
+        started += [
+            Drawer(socket, directory / f"ledger-{number}-{kind}", kind, batch) for number, kind in enumerate(kinds)
+        ]
+        yield started
+    finally:
+        for drawer in started:
+            drawer.kill()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]) if len(sys.argv) > 4 else 256)
