@@ -20,15 +20,19 @@
 #include "ph_errors.h"
 
 #define EVENTS_PER_WAIT 64
+#define LINES_PER_SECOND 10
 #define HEARTBEAT_NS UINT64_C(1000000000)
 #define CEILING_RETRY_NS UINT64_C(10000000)
 #define FORWARD_CHECK_NS UINT64_C(50000000)
 #define NS_PER_MS UINT64_C(1000000)
 
+/* A client may cause lines, but not a flood of them: the first few of each second, and how many more there were. */
 void ph_worker_log(struct ph_worker *worker, int level, const char *format, ...) {
-    if (worker->event_count == PH_EVENTS_MAX) {
-        return; /* a flood: the first lines of it are enough */
+    if (worker->event_count == PH_EVENTS_MAX || worker->lines_this_second == LINES_PER_SECOND) {
+        worker->lines_left_out++;
+        return;
     }
+    worker->lines_this_second++;
     struct ph_event *event = &worker->events[worker->event_count++];
     event->kind = PH_EVENT_LOG;
     event->level = level;
@@ -191,6 +195,12 @@ static void heartbeat(struct ph_worker *worker) {
         return;
     }
     worker->heartbeat_due_ns = worker->monotonic_ns + HEARTBEAT_NS;
+    worker->lines_this_second = 0;
+    if (worker->lines_left_out > 0) {
+        ph_worker_log(worker, PH_LOG_WARNING, "%llu more lines were left out",
+                      (unsigned long long)worker->lines_left_out);
+        worker->lines_left_out = 0;
+    }
     publish_gauges(worker);
     ph_connections_check_deadlines(worker);
     if (worker->accept_paused) {

@@ -159,6 +159,8 @@ struct ph_worker {
 
     struct ph_event events[PH_EVENTS_MAX];
     uint32_t event_count;
+    uint32_t lines_this_second;
+    uint64_t lines_left_out;
     uint8_t input[PH_INPUT_BYTES];
     uint8_t output[PH_OUTPUT_BYTES];
 };
