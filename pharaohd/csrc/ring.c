@@ -68,6 +68,8 @@ int ph_ring_attach(struct ph_worker *worker, struct ph_connection *connection, u
 void ph_ring_detach(struct ph_worker *worker, struct ph_ring_owner *ring) {
     stop_starving(worker, ring);
     set_hot(worker, ring, 0);
+    /* The client may keep its end of the doorbell, and then closing ours would not take it out of the set. */
+    epoll_ctl(worker->epoll_fd, EPOLL_CTL_DEL, ring->source.fd, NULL);
     ph_producer_close(&ring->producer);
     ph_count(&worker->slot->rings, UINT64_MAX);
 }
