@@ -33,14 +33,16 @@ static enum ph_outcome bad_params(struct call *call, const char *expected) {
 /* Nothing to be had at the moment: wait for time or a ceiling, up to a limit. */
 static enum ph_outcome wait_or_fail(struct call *call) {
     uint64_t since_ns = call->connection->waiting_since_ns;
-    if (ph_worker_time_exhausted(call->worker)) {
+    int exhausted = ph_worker_time_exhausted(call->worker);
+    uint64_t waited_ns = since_ns != 0 ? call->worker->monotonic_ns - since_ns : 0;
+    if (!exhausted && waited_ns <= call->worker->config.stall_ms_max * NS_PER_MS) {
+        return PH_WAIT;
+    }
+    call->connection->run_count = call->connection->run_ids = 0; /* the next request must not find them */
+    if (exhausted) {
         return fail(call, PH_ERR_TIME_EXHAUSTED, NULL);
     }
-    if (since_ns != 0 && call->worker->monotonic_ns - since_ns > call->worker->config.stall_ms_max * NS_PER_MS) {
-        call->connection->run_count = call->connection->run_ids = 0;
-        return fail(call, call->worker->short_of_ceiling ? PH_ERR_CEILING_STALLED : PH_ERR_UNAVAILABLE, NULL);
-    }
-    return PH_WAIT;
+    return fail(call, call->worker->short_of_ceiling ? PH_ERR_CEILING_STALLED : PH_ERR_UNAVAILABLE, NULL);
 }
 
 static uint64_t id_of(const struct ph_worker *worker, uint64_t tick) {
