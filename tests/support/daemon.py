@@ -47,7 +47,7 @@ class Daemon:
     """`pharaohd --config` with its sockets in `directory`/run and its state there too, or in `state_dir`.
 
     settings: {"section": {"key": value}}, laid over the few that make it this user's own. As a context manager it is
-    started on entry, and killed on exit if it still runs.
+    started on entry, and killed on exit if it still runs. prefix: a command that executes the daemon in its own place.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Daemon:
         coordinators: int = 2,
         state_dir: Path | None = None,
         settings: Settings | None = None,
-        command: tuple[str, ...] = (sys.executable, "-m", "pharaohd"),
+        prefix: tuple[str, ...] = (),
     ) -> None:
         self.directory = directory
         self.coordinators = coordinators
@@ -67,7 +67,7 @@ class Daemon:
         self.config = directory / "pharaohd.toml"
         self.log_path = directory / "log"
         self.process: subprocess.Popen[bytes] | None = None
-        self._command = command
+        self.prefix = prefix
         self.configure(settings or {})
 
     def configure(self, settings: Settings) -> None:
@@ -88,8 +88,8 @@ class Daemon:
         """Starts it and waits for nothing."""
         with open(self.log_path, "ab") as log:
             self.process = subprocess.Popen(
-                [*self._command, "--config", str(self.config)], cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log,
-                stderr=log,
+                [*self.prefix, sys.executable, "-m", "pharaohd", "--config", str(self.config)],
+                cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             )  # fmt: skip
         return self.process
 

@@ -1,0 +1,221 @@
+"""Power cuts (injection A) on a real ext4 under a real daemon: F1, F2, F3.
+
+After each cut: C, every id that any client received lies below the ceiling found on the medium, and everything that
+is issued afterwards lies at or above it; U over all cuts together.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import libpharaoh
+from libpharaoh.errors import StartError, by_code
+from libpharaoh.scarab import Layout
+from pharaohd import obelisk
+from tests.support import ledger
+from tests.support.daemon import Daemon, short_directory, wait_until
+from tests.support.drawer import Drawer
+from tests.support.loopfs import MISSING, LoopFs, loop_fs
+
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.timeout(1800),
+    pytest.mark.skipif(MISSING is not None, reason=f"needs {MISSING}"),
+]
+
+COORDINATORS = 2
+LAYOUT = Layout()
+SHIM = Path(__file__).parents[1] / "support" / "cut_at.c"
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    with short_directory() as path:
+        yield path
+
+
+@pytest.fixture
+def file_system(directory: Path) -> Iterator[LoopFs]:
+    with loop_fs(directory) as mounted:
+        yield mounted
+
+
+def new_daemon(directory: Path, file_system: LoopFs, prefix: tuple[str, ...] = ()) -> Daemon:
+    """Its state on the faulty disk; its sockets, log and settings beside it."""
+    state_dir = file_system.mount_point / "state"
+    # The smallest window, for the most renewals per second: a cut shall meet as many of them as possible.
+    settings = {"obelisk": {"window_ms": 50}}
+    return Daemon(directory, coordinators=COORDINATORS, state_dir=state_dir, settings=settings, prefix=prefix)
+
+
+def start_drawers(daemon: Daemon, directory: Path) -> list[Drawer]:
+    own = [str(daemon.runtime_dir / "coordinators" / f"{number:04d}.sock") for number in range(COORDINATORS)]
+    wanted = [(own[0], "ring"), (own[1], "ring"), (daemon.socket, "socket"), (daemon.socket, "strict")]
+    return [Drawer(socket, directory / f"ledger-{number}-{kind}", kind) for number, (socket, kind) in enumerate(wanted)]
+
+
+def ceilings_on_medium(daemon: Daemon) -> dict[int, int]:
+    """Read after the remount and before the daemon runs again: what its successor will know."""
+    found = {}
+    for coordinator in range(COORDINATORS):
+        report = obelisk.inspect(daemon.obelisk(coordinator))
+        assert report.newest is not None, report.problems
+        found[coordinator] = report.newest.ceiling
+    return found
+
+
+def check_below(runs: list[list[ledger.Run]], ceilings: dict[int, int]) -> None:
+    highest = ledger.highest_ticks(runs, LAYOUT)
+    for coordinator, tick in highest.items():
+        assert tick < ceilings[coordinator], f"coordinator {coordinator} issued {tick}, at or above its ceiling"
+
+
+def check_above(daemon: Daemon, runs: list[list[ledger.Run]], since_ns: int, ceilings: dict[int, int]) -> None:
+    """What was asked for after the cut, by anybody, lies at or above the ceilings found."""
+    for coordinator, ceiling in ceilings.items():
+        with libpharaoh.connect(daemon.runtime_dir / "coordinators" / f"{coordinator:04d}.sock", rings=False) as client:
+            [first] = client.next_ids(1)
+        assert first >> LAYOUT.sequence_bits & 1023 == coordinator
+        assert ledger.tick_of(first, LAYOUT) >= ceiling
+    later = [run for client_runs in runs for run in client_runs if run.called_ns > since_ns]
+    for run in later:
+        for coordinator, first, _ in ledger.pieces(run, LAYOUT):
+            assert first >= ceilings[coordinator]
+
+
+def test_no_id_survives_a_cut_above_its_ceiling(
+    directory: Path, file_system: LoopFs, rng: random.Random, effort: float
+) -> None:
+    """F1, F2: many cuts in a row, at random moments, with every kind of client at full tilt."""
+    daemon = new_daemon(directory, file_system)
+    drawers: list[Drawer] = []
+    try:
+        daemon.start()
+        drawers = start_drawers(daemon, directory)
+        for drawer in drawers:
+            drawer.wait_drawing()
+        rounds = max(2, round(15 * effort))
+        for _ in range(rounds):
+            time.sleep(rng.uniform(0, 0.3))
+            file_system.cut()
+            time.sleep(rng.choice((0, 0, rng.uniform(0, 0.1))))  # what clients still get now counts as well
+            daemon.kill()
+            killed_ns = time.monotonic_ns()
+            file_system.remount()
+            ceilings = ceilings_on_medium(daemon)
+            check_below([drawer.runs() for drawer in drawers], ceilings)
+            before = [len(drawer.runs()) for drawer in drawers]
+            daemon.start()
+            for drawer, rows in zip(drawers, before, strict=True):
+                wait_until(lambda one=drawer, had=rows: len(one.runs()) > had, "each client served")  # type: ignore[misc]
+            check_above(daemon, [drawer.runs() for drawer in drawers], killed_ns, ceilings)
+    finally:
+        daemon.kill()
+        for drawer in drawers:
+            drawer.kill()
+    runs = [drawer.runs() for drawer in drawers]
+    ledger.check_unique(runs, at_least=10_000 * rounds)
+    for client_runs in runs:
+        ledger.check_rising(client_runs)
+    assert ledger.check_real_time_order([runs[3]]) > 100
+
+
+@pytest.fixture(scope="module")
+def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    library = tmp_path_factory.mktemp("shim") / "cut_at.so"
+    subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-Wall", "-Werror", "-o", library, SHIM, "-ldl"], check=True)
+    return library
+
+
+def cutting(shim: Path, file_system: LoopFs, count_file: Path, cut_at: int) -> tuple[str, ...]:
+    count_file.write_bytes(bytes(8))
+    values = {"LD_PRELOAD": shim, "CUT_AT": cut_at, "CUT_MOUNT": file_system.mount_point, "CUT_COUNT": count_file}
+    return ("env", *(f"{name}={value}" for name, value in values.items()))
+
+
+def run_until_cut_or_live(daemon: Daemon, count_file: Path, cut_at: int) -> list[int]:
+    """A first start that meets its cut; the ids that a client got from it, if any."""
+
+    def met() -> bool:
+        return int.from_bytes(count_file.read_bytes(), "little") >= cut_at or not daemon.alive()
+
+    daemon.spawn()
+    received: list[int] = []
+    while not met():
+        with contextlib.suppress(libpharaoh.PharaohError), libpharaoh.connect(daemon.socket, timeout=0.05) as client:
+            while not met():
+                received += client.next_ids(10)
+    daemon.kill()
+    return received
+
+
+def test_a_cut_at_each_step_of_the_first_start(
+    directory: Path, file_system: LoopFs, shim: Path, rng: random.Random, effort: float
+) -> None:
+    """F3, F1: before each write, sync and rename from the empty directory to the first renewals, the power goes.
+
+    Whatever stands then, the next start serves, above all that was issued.
+    """
+    count_file = directory / "count"
+    daemon = new_daemon(directory, file_system, cutting(shim, file_system, count_file, 0))
+    with daemon:
+        steps = int.from_bytes(count_file.read_bytes(), "little")
+    assert steps > 20, "the steps of a first start are not seen"
+    cuts = list(range(1, steps + 8))
+    if effort < 4:
+        cuts = sorted(rng.sample(cuts, min(len(cuts), round(14 * effort) or 1)))
+    for cut_at in cuts:
+        file_system.unmount()
+        file_system.make()
+        file_system.mount()
+        daemon.prefix = cutting(shim, file_system, count_file, cut_at)
+        try:
+            received = run_until_cut_or_live(daemon, count_file, cut_at)
+            file_system.remount()
+            daemon.prefix = ()
+            daemon.start()
+            with libpharaoh.connect(daemon.socket) as client:
+                again = list(client.next_ids(10_000))
+        finally:
+            daemon.kill()
+        assert not set(received) & set(again), f"repeated after a cut at step {cut_at}"
+        assert len(again) == 10_000
+
+
+def test_a_cut_at_a_random_moment_of_the_first_start(
+    directory: Path, file_system: LoopFs, rng: random.Random, effort: float
+) -> None:
+    """F3: as above, but wherever the processes happen to be. It starts again, or says with a known error why not."""
+    statuses = {error.exit_status for error in by_code.values() if issubclass(error, StartError)}
+    started = 0
+    for _ in range(max(1, round(5 * effort))):
+        file_system.unmount()
+        file_system.make()
+        file_system.mount()
+        daemon = new_daemon(directory, file_system)
+        try:
+            daemon.spawn()
+            wait_until(daemon.state_dir.exists, "the state directory")
+            time.sleep(rng.uniform(0, 0.05))
+            file_system.cut()
+            daemon.kill()
+            file_system.remount()
+            daemon.spawn()
+            wait_until(lambda one=daemon: one.workers() or not one.alive(), "serving or refusing")  # type: ignore[misc]
+            if daemon.alive():
+                daemon.wait_live()
+                started += 1
+            else:
+                assert daemon.process is not None
+                assert daemon.process.returncode in statuses, daemon.log()
+                assert "remedy:" in daemon.log()
+        finally:
+            daemon.kill()
+    assert started, "it never started again"
