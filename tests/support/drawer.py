@@ -20,7 +20,7 @@ import libpharaoh
 from libpharaoh import Client
 from libpharaoh.errors import PharaohError
 from tests.support.daemon import ROOT
-from tests.support.ledger import Ledger, Run, read
+from tests.support.ledger import Ledger, Run, read, rows
 
 RETRY_S = 0.002
 
@@ -70,8 +70,12 @@ class Drawer:
         command = [sys.executable, "-m", "tests.support.drawer", socket, str(ledger), kind, str(batch)]
         self.process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
 
-    def runs(self) -> list[Run]:
-        return read(self.ledger)
+    def runs(self, start: int = 0) -> list[Run]:
+        """What it has received, from a row of its ledger on."""
+        return read(self.ledger, start)
+
+    def rows(self) -> int:
+        return rows(self.ledger)
 
     def wait_drawing(self) -> None:
         assert self.process.stdout is not None

@@ -11,13 +11,12 @@ import array
 import mmap
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 from libpharaoh.scarab import Layout
 
 ROW_WORDS = 4
-ROWS_MAX = 1 << 20
+ROWS_MAX = 1 << 22
 
 
 class Run(NamedTuple):
@@ -69,14 +68,24 @@ def runs_of(ids: array.array[int]) -> Iterator[tuple[int, int]]:
         yield from runs_of(ids[count // 2 :])
 
 
-def read(path: str | os.PathLike[str]) -> list[Run]:
-    """The runs of a ledger, whose writer may still be at work; [] for a file that is not there yet."""
-    data = Path(path).read_bytes() if os.path.exists(path) else b""
-    if not data:
+def rows(path: str | os.PathLike[str]) -> int:
+    """How many rows a ledger has; 0 for a file that is not there yet."""
+    if not os.path.exists(path):
+        return 0
+    with open(path, "rb") as file:
+        return int.from_bytes(file.read(8), "little")
+
+
+def read(path: str | os.PathLike[str], start: int = 0) -> list[Run]:
+    """The runs of a ledger from a row on. Its writer may still be at work, and may still lengthen the last one."""
+    count = rows(path) - start
+    if count <= 0:
         return []
-    words = memoryview(data).cast("Q")
-    end = 1 + ROW_WORDS * words[0]
-    return [Run(*words[at : at + ROW_WORDS]) for at in range(1, end, ROW_WORDS)]
+    with open(path, "rb") as file:
+        file.seek(8 * (1 + ROW_WORDS * start))
+        words = array.array("Q")
+        words.fromfile(file, ROW_WORDS * count)
+    return list(map(Run._make, zip(*[iter(words)] * ROW_WORDS, strict=True)))
 
 
 def count_of(ledgers: Iterable[Sequence[Run]]) -> int:
