@@ -33,28 +33,38 @@
 #define STRICT_SPINS 400
 #define LOCK_SLEEP_NS 20000
 
-struct ph_ring {
-    /* What a pop touches: one cache line. */
-    uint64_t next_id;
-    uint64_t end_id;      /* ids next_id … end_id - 1 may be handed out until deadline_ns */
-    uint64_t deadline_ns; /* on `clock`, resolution and skew already taken off */
-    uint64_t alive;       /* ALIVE; 0 in a forked child */
-    uint64_t lock;
-    uint64_t status;
-    uint64_t clock; /* CLOCK_MONOTONIC_COARSE, or CLOCK_MONOTONIC for short ages */
-    uint64_t floor; /* only ids greater than this */
+#define WIPED_BYTES 65536 /* a multiple of every page size */
 
-    uint64_t grant_end_id; /* end_id is the low-water mark of the last grant until it is reached */
-    uint64_t cursor;
-    uint64_t clock_lag_ns;
-    int64_t skew_ns;
-    uint64_t strict_lock;
-    uint64_t request_number;
-    uint64_t strict_status;
-    uint64_t strict_detail;
+struct ph_ring {
+    /* All zero in a forked child. */
+    union {
+        uint8_t wiped[WIPED_BYTES];
+        struct {
+            /* What a pop touches: one cache line. */
+            uint64_t next_id;
+            uint64_t end_id;      /* ids next_id … end_id - 1 may be handed out until deadline_ns */
+            uint64_t deadline_ns; /* on `clock`, resolution and skew already taken off */
+            uint64_t alive;       /* ALIVE; 0 in a forked child */
+            uint64_t lock;
+            uint64_t status;
+            uint64_t clock; /* CLOCK_MONOTONIC_COARSE, or CLOCK_MONOTONIC for short ages */
+            uint64_t floor; /* only ids greater than this */
+
+            uint64_t grant_end_id; /* end_id is the low-water mark of the last grant until it is reached */
+            uint64_t cursor;
+            uint64_t strict_lock;
+            uint64_t request_number;
+            uint64_t strict_status;
+            uint64_t strict_detail;
+        };
+    };
+    /* Never changed after opening, and not wiped: code that a fork interrupts finds no null pointer and no foreign
+       descriptor in the child. */
     const struct ph_grants_segment *grants;
     struct ph_client_segment *client;
     struct ph_layout layout;
+    uint64_t clock_lag_ns;
+    int64_t skew_ns;
     uint32_t coordinator;
     int doorbell_fd;
 };
@@ -144,16 +154,19 @@ static int open_grant(struct ph_ring *ring) {
         set_status(ring, PH_RING_DAMAGED);
         return 0;
     }
-    while (ring->cursor != head) {
-        const struct ph_grant *slot = &ring->grants->slots[ring->cursor % PH_RING_SLOTS];
+    for (uint64_t cursor = ring->cursor; cursor != head;) {
+        const struct ph_grant *slot = &ring->grants->slots[cursor % PH_RING_SLOTS];
         uint64_t first_tick = ph_load_relaxed(&slot->first_tick);
         uint64_t count = ph_load_relaxed(&slot->count);
         uint64_t deadline_ns = ph_load_relaxed(&slot->deadline_ns) + (uint64_t)ring->skew_ns - ring->clock_lag_ns;
-        ring->cursor++;
-        ph_store_release(&ring->client->cursor, ring->cursor); /* pairs with ph_producer_refill() in producer.c */
+        ring->cursor = ++cursor;
+        if (!alive(ring)) {
+            return 0; /* a child's wiped cursor would tell the worker lies about its parent */
+        }
+        ph_store_release(&ring->client->cursor, cursor); /* pairs with ph_producer_demand() in producer.c */
         if (grant_usable(ring, first_tick, count, deadline_ns)) {
             uint64_t left = ring->grant_end_id - ring->next_id;
-            ring->end_id = ring->cursor == head ? ring->next_id + (left + 1) / 2 : ring->grant_end_id;
+            ring->end_id = cursor == head ? ring->next_id + (left + 1) / 2 : ring->grant_end_id;
             set_status(ring, PH_RING_READY);
             return 1;
         }
@@ -386,7 +399,7 @@ struct ph_ring *ph_ring_open(int grants_fd, int client_fd, int doorbell_fd, int6
     ring->grants = map_sealed(grants_fd, PROT_READ);
     ring->client = map_sealed(client_fd, PROT_READ | PROT_WRITE);
     ring->doorbell_fd = doorbell_fd;
-    if (madvise(ring, sizeof *ring, MADV_WIPEONFORK) != 0 || ring->grants == MAP_FAILED || ring->client == MAP_FAILED) {
+    if (madvise(ring, WIPED_BYTES, MADV_WIPEONFORK) != 0 || ring->grants == MAP_FAILED || ring->client == MAP_FAILED) {
         int error = errno;
         ph_ring_close(ring);
         errno = error;
@@ -407,7 +420,6 @@ struct ph_ring *ph_ring_open(int grants_fd, int client_fd, int doorbell_fd, int6
     return ring;
 }
 
-/* In a forked child the page is wiped, so only the page itself is given back there. */
 void ph_ring_close(struct ph_ring *ring) {
     if (ring->grants != NULL && ring->grants != MAP_FAILED) {
         munmap((void *)(uintptr_t)ring->grants, PH_RING_SEGMENT_BYTES);
