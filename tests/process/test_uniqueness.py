@@ -1,0 +1,316 @@
+"""Ids over kills of everybody, and the order of ids between processes.
+
+Real daemons and real client processes, each with a ledger that outlives it. The oracles are in tests/support/ledger.py:
+U (nothing twice), M (order), and L as progress: after every blow each client that is left receives ids again.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import libpharaoh
+from libpharaoh import Layout
+from tests.support.daemon import ROOT, Daemon, short_directory, wait_until
+from tests.support.drawer import Drawer, drawers
+from tests.support.ledger import (
+    Run,
+    check_real_time_order,
+    check_rising,
+    check_unique,
+    pieces,
+    read,
+    rows,
+)
+
+KINDS = ("ring", "single", "socket", "strict", "ring", "single", "socket", "strict")
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    with short_directory() as path:
+        yield path
+
+
+def latest(ledger: Path) -> list[Run]:
+    """The last row: another one, or a longer one, means that ids were received."""
+    return read(ledger, max(0, rows(ledger) - 1))[-1:]
+
+
+class Arena:
+    """A daemon, its clients, and the ledgers of all clients that there ever were."""
+
+    def __init__(self, daemon: Daemon, clients: list[Drawer]) -> None:
+        self.daemon = daemon
+        self.clients = clients
+        self.graves: list[Path] = []
+        for client in clients:
+            client.wait_drawing()
+
+    def replace(self, index: int) -> None:
+        """Kills a client by SIGKILL and puts a new one in its place."""
+        old = self.clients[index]
+        old.kill()
+        self.graves.append(old.ledger)
+        path = old.ledger.with_name(f"{old.ledger.name}+")
+        self.clients[index] = Drawer(self.daemon.socket, path, old.kind, batch=64)
+
+    def progress(self) -> None:
+        """L: every client receives ids that it did not have yet."""
+        before = [latest(client.ledger) for client in self.clients]
+        for client, so_far in zip(self.clients, before, strict=True):
+            wait_until(lambda c=client, b=so_far: latest(c.ledger) != b, f"{client.kind} goes on")  # type: ignore[misc]
+
+    def ledgers(self) -> list[list[Run]]:
+        return [read(path) for path in [*self.graves, *(client.ledger for client in self.clients)]]
+
+
+def kill_worker(arena: Arena, rng: random.Random) -> None:
+    os.kill(rng.choice(list(arena.daemon.worker_pids().values())), signal.SIGKILL)
+
+
+def kill_supervisor(arena: Arena, rng: random.Random) -> None:
+    """Its workers stop by themselves (F25); until then the next daemon waits for them."""
+    process = arena.daemon.process
+    assert process is not None
+    process.kill()
+    process.wait()
+    arena.daemon.start()
+
+
+def kill_everything(arena: Arena, rng: random.Random) -> None:
+    arena.daemon.kill()
+    arena.daemon.start()
+
+
+def restart(arena: Arena, rng: random.Random) -> None:
+    assert arena.daemon.stop() == 0
+    arena.daemon.start()
+
+
+def kill_client(arena: Arena, rng: random.Random) -> None:
+    arena.replace(rng.randrange(len(arena.clients)))
+
+
+def pause_worker(arena: Arena, rng: random.Random) -> None:
+    """F12: taken for dead or not, it goes on where it stood."""
+    with_pause(rng.choice(list(arena.daemon.worker_pids().values())), rng.uniform(0.01, 0.4))
+
+
+def pause_client(arena: Arena, rng: random.Random) -> None:
+    with_pause(rng.choice(arena.clients).process.pid, rng.uniform(0.01, 0.1))
+
+
+def with_pause(pid: int, seconds: float) -> None:
+    os.kill(pid, signal.SIGSTOP)
+    time.sleep(seconds)
+    os.kill(pid, signal.SIGCONT)
+
+
+BLOWS = [
+    kill_worker, kill_client, kill_worker, pause_worker, kill_supervisor, kill_worker, pause_client, restart,
+    kill_worker, kill_everything,
+]  # fmt: skip
+
+
+def test_unique_over_kills(directory: Path, rng: random.Random, effort: float) -> None:
+    """F10, F11, F12, F25, F26: clients, workers, supervisors are killed and paused; eight processes go on drawing."""
+    blows = max(1, round(2 * effort)) * BLOWS
+    rng.shuffle(blows)
+    with (
+        Daemon(directory, coordinators=2) as daemon,
+        drawers(daemon.socket, directory, KINDS, batch=64) as clients,
+    ):
+        arena = Arena(daemon, clients)
+        for blow in blows:
+            time.sleep(rng.uniform(0.0, 0.1))
+            blow(arena, rng)
+            arena.progress()
+        for client in arena.clients:
+            client.kill()
+        ledgers = arena.ledgers()
+    check_unique(ledgers, at_least=50_000)
+    for ledger in ledgers:
+        check_rising(ledger)
+
+
+@pytest.mark.parametrize("round_number", range(2))
+def test_worker_killed_in_the_middle_of_a_push(
+    directory: Path, rng: random.Random, effort: float, round_number: int
+) -> None:
+    """F11: a worker that feeds wrapping rings at full rate is killed again and again; each ring's successor goes on.
+
+    Few kills in a row: a worker that keeps dying is started ever later.
+    """
+    kills = max(5, min(8, round(5 * effort)))
+    with (
+        Daemon(directory, coordinators=1) as daemon,
+        drawers(daemon.socket, directory, ("ring", "ring"), batch=4096) as clients,
+    ):
+        arena = Arena(daemon, clients)
+        for _ in range(kills):
+            time.sleep(rng.uniform(0.01, 0.08))
+            pid = daemon.worker(0).pid
+            os.kill(pid, signal.SIGKILL)
+            wait_until(lambda pid=pid: daemon.worker(0).pid not in (0, pid), "the worker is replaced")  # type: ignore[misc]
+            arena.progress()
+        for client in clients:
+            client.kill()
+        ledgers = arena.ledgers()
+        assert daemon.worker(0).restart_count == kills
+    check_unique(ledgers, at_least=100_000)
+    for ledger in ledgers:
+        check_rising(ledger)
+
+
+def unix_ms(id: int) -> int:
+    """When the daemon says that the id was made."""
+    return Layout().epoch_ms + libpharaoh.parse(id).milliseconds
+
+
+SLEEPER = """
+import os, signal, sys, time
+import libpharaoh
+with libpharaoh.connect(sys.argv[1], max_age_ms=int(sys.argv[2])) as client:
+    client.next_ids(50)
+    print("sleeping", flush=True)
+    os.kill(os.getpid(), signal.SIGSTOP)
+    before_ms = time.time_ns() // 1_000_000
+    print(before_ms, *[client.next_id() for _ in range(50)], flush=True)
+"""
+
+
+def test_expired_grants_are_not_handed_out(directory: Path) -> None:
+    """F12: a client that slept past its grants' deadline throws them away; they burn, and nobody else gets them."""
+    max_age_ms = 20
+    with Daemon(directory, coordinators=1) as daemon, libpharaoh.connect(daemon.socket) as other:
+        sleeper = subprocess.Popen(
+            [sys.executable, "-c", SLEEPER, daemon.socket, str(max_age_ms)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        )
+        try:
+            assert sleeper.stdout is not None
+            assert sleeper.stdout.readline() == "sleeping\n"
+            os.waitid(os.P_PID, sleeper.pid, os.WSTOPPED)
+            time.sleep(5 * max_age_ms / 1000)
+            others = list(other.next_ids(5000))
+            sleeper.send_signal(signal.SIGCONT)
+            before_ms, *ids = map(int, sleeper.stdout.readline().split())
+            assert sleeper.wait(10) == 0
+        finally:
+            sleeper.kill()
+            sleeper.communicate()
+    assert len(ids) == 50
+    assert not set(ids) & set(others)
+    assert all(before_ms - unix_ms(id) <= max_age_ms + 1 for id in ids)
+
+
+def test_age_of_ring_ids(directory: Path, effort: float) -> None:
+    """An id of a ring was no older than max_age_ms, plus a millisecond of granularity, when it was asked for."""
+    max_age_ms = 5
+    oldest_ms = 0
+    rng = random.Random(1)
+    with (
+        Daemon(directory, coordinators=1) as daemon,
+        libpharaoh.connect(daemon.socket, max_age_ms=max_age_ms) as client,
+    ):
+        for number in range(max(1, round(2000 * effort))):
+            asked_ms = time.time_ns() // 1_000_000
+            age_ms = asked_ms - unix_ms(client.next_id())
+            oldest_ms = max(oldest_ms, age_ms)
+            if number % 5 == 0:
+                time.sleep(rng.uniform(0, 0.004))
+        from_rings = daemon.worker(0).ids_ring
+    assert oldest_ms <= max_age_ms + 1
+    assert from_rings >= 1000 * effort
+
+
+CALLER = """
+import sys, time
+import libpharaoh
+from tests.support.ledger import Ledger
+path, ledger_path, what, rings, calls = sys.argv[1:]
+client = libpharaoh.connect(path, rings=rings == "rings")
+ledger = Ledger(ledger_path)
+call = {
+    "keyless": client.get_timestamp,
+    "keyed": lambda: client.get_timestamp("orders"),
+    "next_id": client.next_id,
+}[what]
+print("ready", flush=True)
+sys.stdin.readline()
+for _ in range(int(calls)):
+    called_ns = time.monotonic_ns()
+    id = call()
+    ledger.add([id], called_ns, time.monotonic_ns())
+"""
+
+
+def call_together(directory: Path, callers: list[tuple[str, str, str]], calls: int) -> list[list[Run]]:
+    """One process per (socket, what, "rings" or "socket"), all at once; their ledgers."""
+    processes: list[subprocess.Popen[str]] = []
+    paths = [directory / f"calls-{number}" for number in range(len(callers))]
+    try:
+        for path, (socket, what, rings) in zip(paths, callers, strict=True):
+            command = [sys.executable, "-c", CALLER, socket, str(path), what, rings, str(calls)]
+            processes.append(
+                subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            )
+        for process in processes:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+        for process in processes:
+            assert process.stdin is not None
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        assert [process.wait(60) for process in processes] == [0] * len(processes)
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+            for stream in (process.stdin, process.stdout):
+                assert stream is not None
+                stream.close()
+    return [read(path) for path in paths]
+
+
+@pytest.mark.parametrize("paths", [("rings", "rings"), ("socket", "socket"), ("rings", "socket")])
+@pytest.mark.parametrize("what", ["keyless", "keyed"])
+def test_strict_order_between_processes(directory: Path, what: str, paths: tuple[str, ...], effort: float) -> None:
+    """M: a timestamp asked for after another one was returned is the greater one: for the whole host without a key.
+
+    Workers other than the one that serves it forward what came by socket, and move rings on.
+    """
+    calls = max(1, round(1500 * effort))
+    with Daemon(directory, coordinators=3) as daemon:
+        # One worker may accept all that come to rpc.sock: most callers go to one that has to forward.
+        sockets = [daemon.runtime_dir / f"coordinators/{coordinator:04d}.sock" for coordinator in (1, 2)]
+        callers = [(str(sockets[number // 2]), what, path) for number, path in enumerate(2 * paths)]
+        callers[0] = (daemon.socket, what, paths[0])
+        ledgers = call_together(directory, callers, calls)
+        forwarded = sum(worker.requests_forwarded for worker in daemon.workers())
+    check_unique(ledgers, at_least=4 * calls)
+    assert check_real_time_order(ledgers) == 4 * calls
+    assert forwarded > 0 or paths == ("rings", "rings")
+    homes = {coordinator for ledger in ledgers for run in ledger for coordinator, *_ in pieces(run, Layout())}
+    assert len(homes) == 1
+
+
+def test_next_id_by_socket_is_ordered_per_coordinator(directory: Path, effort: float) -> None:
+    """M for next_id by socket, and strict calls on rings among them: one coordinator, one order."""
+    calls = max(1, round(1500 * effort))
+    with Daemon(directory, coordinators=1) as daemon:
+        callers = [
+            (daemon.socket, what, path)
+            for what, path in [("next_id", "socket"), ("next_id", "socket"), ("keyless", "rings")]
+        ]
+        ledgers = call_together(directory, callers, calls)
+    check_unique(ledgers, at_least=3 * calls)
+    assert check_real_time_order(ledgers) == 3 * calls
