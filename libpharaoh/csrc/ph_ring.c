@@ -51,6 +51,8 @@ struct ph_ring {
             uint64_t floor; /* only ids greater than this */
 
             uint64_t grant_end_id; /* end_id is the low-water mark of the last grant until it is reached */
+            uint64_t uncounted_id; /* ids of this grant from here on are not in `taken` yet */
+            uint64_t taken;
             uint64_t cursor;
             uint64_t strict_lock;
             uint64_t request_number;
@@ -126,10 +128,20 @@ static int grant_usable(struct ph_ring *ring, uint64_t first_tick, uint64_t coun
     if (first_id + count - 1 <= ring->floor || clock_ns(ring->clock) >= deadline_ns) {
         return 0;
     }
-    ring->next_id = first_id > ring->floor ? first_id : ring->floor + 1;
+    ring->next_id = ring->uncounted_id = first_id > ring->floor ? first_id : ring->floor + 1;
     ring->grant_end_id = first_id + count;
     ring->deadline_ns = deadline_ns;
     return 1;
+}
+
+/* Tells the worker how much of its grants was of use. */
+static void count_taken(struct ph_ring *ring) {
+    uint64_t end_id = ring->next_id < ring->grant_end_id ? ring->next_id : ring->grant_end_id;
+    if (end_id > ring->uncounted_id) {
+        ring->taken += end_id - ring->uncounted_id;
+        ring->uncounted_id = end_id;
+        ph_store_relaxed(&ring->client->taken, ring->taken);
+    }
 }
 
 /*
@@ -140,6 +152,7 @@ static int open_grant(struct ph_ring *ring) {
     if (!alive(ring) || status_is(ring, PH_RING_DAMAGED)) {
         return 0;
     }
+    count_taken(ring);
     uint64_t head = ph_load_acquire(&ring->grants->head); /* pairs with publish() in producer.c */
     if (ring->end_id < ring->grant_end_id) {
         ring->end_id = ring->grant_end_id;

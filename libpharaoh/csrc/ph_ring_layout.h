@@ -69,7 +69,8 @@ struct ph_grants_segment {
 struct ph_client_segment {
     uint64_t cursor;  /* grants ever taken */
     uint64_t waiting; /* h + 1: a thread of the client may sleep until `head` moves on from h */
-    uint8_t pad0[112];
+    uint64_t taken;   /* ids handed out, as of the last grant that was looked for: how much to grant rests on it */
+    uint8_t pad0[104];
 
     uint64_t request_number; /* strict requests ever posted */
     uint64_t request_after;  /* id that the answer must exceed, or 0 */

@@ -42,19 +42,20 @@ static int64_t later(int64_t a, int64_t b) { return a > b ? a : b; }
 
 /* Where a time that is ahead of its mark gets to: on, but slower. */
 static int64_t slewed(const struct ph_clock *clock, int64_t from_ns, int64_t elapsed_ns) {
-    return from_ns + elapsed_ns - elapsed_ns * clock->slew_per_mille / 1000;
+    /* wide: a machine may have slept for a year */
+    return from_ns + elapsed_ns - (int64_t)((__int128)elapsed_ns * clock->slew_per_mille / 1000);
 }
 
 int64_t ph_clock_advance(struct ph_clock *clock) {
     int64_t realtime_ns;
     int64_t boottime_ns;
     clock->source.read(clock->source.context, &realtime_ns, &boottime_ns);
-    int64_t elapsed_ns = boottime_ns > clock->boottime_ns ? boottime_ns - clock->boottime_ns : 0;
+    int64_t elapsed_ns = later(boottime_ns - clock->boottime_ns, 0);
     if (realtime_ns < clock->realtime_ns + elapsed_ns - STEP_NS) {
         clock->steps_back++;
     }
     clock->realtime_ns = realtime_ns;
-    clock->boottime_ns = boottime_ns;
+    clock->boottime_ns += elapsed_ns; /* its highest reading: to and fro, it would count each forth as elapsed */
 
     int64_t jump_ns = realtime_ns - (clock->natural_ns + elapsed_ns);
     if (jump_ns > clock->jump_ns_max && !clock->accept_jump) {

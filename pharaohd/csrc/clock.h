@@ -38,7 +38,7 @@ struct ph_clock {
     int64_t natural_ns; /* since 1970 */
     int64_t virtual_ns; /* since 1970; never below natural_ns */
     int64_t realtime_ns;
-    int64_t boottime_ns;
+    int64_t boottime_ns; /* the highest seen */
 
     int64_t ahead_ns;    /* virtual time minus wall clock, when positive */
     int64_t jump_ns;     /* a forward jump that is not followed, or 0 */

@@ -14,6 +14,7 @@
 #include "ph_atomic.h"
 
 #define WANT_MILLISECONDS 4 /* the most that a ring holds ahead, in full milliseconds of ticks */
+#define FAST_SHARE 4        /* a ring that is half empty after this part of a grant's life should hold more */
 #define NS_PER_MS UINT64_C(1000000)
 
 #ifndef F_SEAL_FUTURE_WRITE
@@ -94,18 +95,33 @@ void ph_producer_close(struct ph_producer *producer) {
     }
 }
 
-/* Fresh ticks in the ring; `expired` tells whether some were left lying too long. */
-static uint64_t fresh_count(const struct ph_producer *producer, uint64_t monotonic_ns, int *expired) {
+static uint64_t fresh_count(const struct ph_producer *producer, uint64_t monotonic_ns) {
     uint64_t count = 0;
-    *expired = 0;
     for (uint64_t i = producer->cursor; i != producer->head; i++) {
         if (producer->deadlines_ns[i % PH_RING_SLOTS] > monotonic_ns) {
             count += producer->counts[i % PH_RING_SLOTS];
-        } else {
-            *expired = 1;
         }
     }
     return count;
+}
+
+/*
+ * Once the client has opened all that it was given: more next time if it took half of it in a small part of its life,
+ * less if most of it was left to expire. A client that lies about what it took gets its own share wrong, no more.
+ */
+static void adapt(struct ph_producer *producer, uint64_t monotonic_ns) {
+    if (producer->cursor != producer->head || producer->given == 0) {
+        return;
+    }
+    uint64_t taken = ph_load_relaxed(&producer->client->taken);
+    uint64_t used = taken - producer->taken;
+    if (used >= producer->given / 2 && monotonic_ns - producer->refilled_ns < producer->max_age_ns / FAST_SHARE) {
+        producer->want = producer->want * 2 < producer->want_max ? producer->want * 2 : producer->want_max;
+    } else if (used < producer->given / 4) {
+        producer->want = producer->want / 2 > PH_WANT_MIN ? producer->want / 2 : PH_WANT_MIN;
+    }
+    producer->taken = taken;
+    producer->given = 0;
 }
 
 int64_t ph_producer_demand(struct ph_producer *producer, uint64_t monotonic_ns) {
@@ -116,16 +132,8 @@ int64_t ph_producer_demand(struct ph_producer *producer, uint64_t monotonic_ns) 
     if (producer->head - cursor < producer->head - producer->cursor) {
         producer->cursor = cursor;
     }
-    int expired;
-    uint64_t fresh = fresh_count(producer, monotonic_ns, &expired);
-    int lately = monotonic_ns - producer->refilled_ns < producer->max_age_ns;
-    if (producer->cursor == producer->head && producer->head != producer->grown_at_head && lately) {
-        producer->grown_at_head = producer->head;
-        producer->want = producer->want * 2 < producer->want_max ? producer->want * 2 : producer->want_max;
-    } else if ((expired || !lately) && producer->head != producer->grown_at_head) {
-        producer->grown_at_head = producer->head;
-        producer->want = producer->want / 2 > PH_WANT_MIN ? producer->want / 2 : PH_WANT_MIN;
-    }
+    adapt(producer, monotonic_ns);
+    uint64_t fresh = fresh_count(producer, monotonic_ns);
     if (producer->head - producer->cursor == PH_RING_SLOTS) {
         return 0; /* no room: nothing that the worker could do would help */
     }
@@ -167,6 +175,7 @@ uint64_t ph_producer_refill(struct ph_producer *producer, struct ph_supply *supp
     }
     if (given > 0) {
         producer->refilled_ns = supply->monotonic_ns;
+        producer->given += given;
         publish(producer, head_before);
     }
     return given;

@@ -35,7 +35,8 @@ struct ph_producer {
     uint64_t want_max;
     uint64_t want; /* how many fresh ticks the ring should hold; follows the client's appetite */
     uint64_t refilled_ns;
-    uint64_t grown_at_head; /* `want` changes at most once per refill */
+    uint64_t taken; /* what the client said when `want` was last adapted, and what it was given since */
+    uint64_t given;
     uint64_t answered;
 };
 
