@@ -11,7 +11,6 @@
 #include "ph_errors.h"
 #include "worker.h"
 
-#define ACCEPTS_PER_EVENT 16
 #define NS_PER_MS UINT64_C(1000000)
 
 static struct ph_uid_count *uid_entry(struct ph_worker *worker, uid_t uid) {
@@ -397,15 +396,12 @@ static void shed_one(struct ph_worker *worker, struct ph_source *listener) {
 }
 
 void ph_listener_ready(struct ph_worker *worker, struct ph_source *listener) {
-    for (int i = 0; i < ACCEPTS_PER_EVENT; i++) {
-        int fd = accept4(listener->fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
-        if (fd < 0) {
-            if (errno == EMFILE || errno == ENFILE || errno == ENOMEM || errno == ENOBUFS) {
-                shed_one(worker, listener);
-            }
-            return;
-        }
+    int fd = accept4(listener->fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+    if (fd >= 0) {
         ph_count(&worker->slot->accepts, 1);
         admit(worker, fd);
+        ph_worker_yield_listener(worker, listener);
+    } else if (errno == EMFILE || errno == ENFILE || errno == ENOMEM || errno == ENOBUFS) {
+        shed_one(worker, listener);
     }
 }

@@ -47,6 +47,17 @@ int ph_worker_watch(struct ph_worker *worker, struct ph_source *source, uint32_t
     return epoll_ctl(worker->epoll_fd, EPOLL_CTL_ADD, source->fd, &event);
 }
 
+/*
+ * The kernel wakes one of the workers that wait on the shared listener: the one that has been in its queue for longest.
+ * Who has accepted goes to the queue's end, so that connections go round; otherwise one worker would get them all.
+ */
+void ph_worker_yield_listener(struct ph_worker *worker, struct ph_source *listener) {
+    if (listener == &worker->listeners[0]) {
+        epoll_ctl(worker->epoll_fd, EPOLL_CTL_DEL, listener->fd, NULL);
+        ph_worker_watch(worker, listener, EPOLLIN | EPOLLEXCLUSIVE);
+    }
+}
+
 static void read_boot_id(uint8_t boot_id[16]) {
     char text[64] = "";
     int fd = open("/proc/sys/kernel/random/boot_id", O_RDONLY | O_CLOEXEC);
@@ -125,7 +136,6 @@ static int watch_sources(struct ph_worker *worker) {
     worker->signals = (struct ph_source){PH_SOURCE_SIGNAL, signalfd(-1, &stop_signals, SFD_NONBLOCK | SFD_CLOEXEC)};
     worker->sync_events = (struct ph_source){PH_SOURCE_SYNC, eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)};
     return worker->epoll_fd < 0 || worker->reserve_fd < 0 ||
-           /* one of the workers that wait on the shared listener wakes, not all */
            ph_worker_watch(worker, &worker->listeners[0], EPOLLIN | EPOLLEXCLUSIVE) != 0 ||
            ph_worker_watch(worker, &worker->listeners[1], EPOLLIN) != 0 ||
            ph_worker_watch(worker, &worker->control, EPOLLIN) != 0 ||

@@ -218,6 +218,7 @@ void ph_links_free(struct ph_worker *worker);
 /* worker.c */
 void ph_worker_log(struct ph_worker *worker, int level, const char *format, ...) __attribute__((format(printf, 3, 4)));
 int ph_worker_watch(struct ph_worker *worker, struct ph_source *source, uint32_t events);
+void ph_worker_yield_listener(struct ph_worker *worker, struct ph_source *listener);
 
 static inline void ph_count(uint64_t *counter, uint64_t by) {
     ph_store_relaxed(counter, ph_load_relaxed(counter) + by);
