@@ -360,7 +360,9 @@ class ObeliskForeignError(StartError):
     retryable = False
     message = "the Obelisk belongs to another coordinator, cluster or host"
     hint = (
-        "if this copy alone shall go on here: `pharaohctl obelisk adopt N --bump`; never while the original is in use"
+        "a copied or restored file that alone shall go on here: `pharaohctl obelisk adopt N --bump`, never while the "
+        "original is in use; another coordinator's file: restore the right one, or `pharaohctl obelisk bump N "
+        "--create`"
     )
     exit_status = 89
 

@@ -88,7 +88,7 @@ static inline const struct ph_error_info *ph_error_info(int code) {
         {7007, "OBELISK_MISSING", "the Obelisk of a known coordinator is missing", "restore the file, or `pharaohctl obelisk bump N --create` to start it anew above every id it can have issued", 0, 86},
         {7008, "OBELISK_CORRUPT", "the Obelisk holds no valid record", "restore the file, or `pharaohctl obelisk bump N --create` to start it anew above every id it can have issued", 0, 87},
         {7009, "OBELISK_TRUNCATED", "the Obelisk is shorter than it was made", "restore the file, or `pharaohctl obelisk bump N --create` to start it anew above every id it can have issued", 0, 88},
-        {7010, "OBELISK_FOREIGN", "the Obelisk belongs to another coordinator, cluster or host", "if this copy alone shall go on here: `pharaohctl obelisk adopt N --bump`; never while the original is in use", 0, 89},
+        {7010, "OBELISK_FOREIGN", "the Obelisk belongs to another coordinator, cluster or host", "a copied or restored file that alone shall go on here: `pharaohctl obelisk adopt N --bump`, never while the original is in use; another coordinator's file: restore the right one, or `pharaohctl obelisk bump N --create`", 0, 89},
         {7011, "OBELISK_TOO_NEW", "the Obelisk was written by a newer version", "start the newer pharaohd again; a downgrade cannot read its file", 0, 90},
         {7012, "OBELISK_CHANGED", "the settings' layout, epoch or modulus differ from those of the Obelisk", "put the old value of cluster.layout, cluster.epoch or cluster.coordinators back: they are fixed when the cluster is made", 0, 91},
         {7013, "CLOCK_UNUSABLE", "the system clock reads a time that the layout cannot hold", "set the clock (date, chronyc) and start again", 0, 92},
