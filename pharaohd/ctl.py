@@ -659,7 +659,8 @@ def adopt_command(target: Target, numbers: tuple[str, ...], bump: bool, everythi
     chosen = coordinators_present(loaded) if everything else [coordinator_of(text, loaded) for text in numbers]
     rows = []
     for number in chosen:
-        ceiling = obelisk.adopt(obelisk_path(loaded, number), obelisk.identity_for(loaded, number), bump=bump)
+        path, identity = obelisk_path(loaded, number), obelisk.identity_for(loaded, number)
+        ceiling = obelisk.adopt(path, identity, bump=bump, margin_ms=obelisk.repair_margin_ms(loaded))
         rows.append(row_of_repair(loaded, number, ceiling))
     register(loaded, chosen, anew=everything)
     write_rows(target, rows)
@@ -689,7 +690,8 @@ def bump_command(target: Target, number: str, create: bool) -> None:
     loaded = target.settings()
     chosen = coordinator_of(number, loaded)
     identity = obelisk.identity_for(loaded, chosen)
-    ceiling = obelisk.bump(obelisk_path(loaded, chosen), identity, create_missing=create)
+    margin_ms = obelisk.repair_margin_ms(loaded)
+    ceiling = obelisk.bump(obelisk_path(loaded, chosen), identity, create_missing=create, margin_ms=margin_ms)
     register(loaded, [chosen], anew=False)
     write_rows(target, [row_of_repair(loaded, chosen, ceiling)])
 

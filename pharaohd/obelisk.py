@@ -20,7 +20,9 @@ from libpharaoh.errors import (
     InternalError,
     ObeliskChangedError,
     ObeliskCorruptError,
+    ObeliskForeignError,
     ObeliskMissingError,
+    ObeliskTooNewError,
     StartError,
     by_code,
 )
@@ -30,7 +32,8 @@ from pharaohd.settings import Layout, Settings
 MACHINE_ID = Path("/etc/machine-id")
 NO_HOST = bytes(16)
 BUMP_MARGIN_MS = 70_000
-"""How far above the clock a repaired Obelisk starts: the largest obelisk.window_ms and clock.after_ms_max together."""
+"""How far above the clock a repaired Obelisk starts at least: the largest window, the default of clock.after_ms_max."""
+RECORD_FILE_ID = slice(16, 24)
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,7 +232,12 @@ def exclusively(path: str | Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def adopt(path: str | Path, identity: Identity, *, bump: bool) -> int:
+def repair_margin_ms(settings: Settings) -> int:
+    """How far ahead of the clock ids may have been issued under these settings, or the defaults."""
+    return max(BUMP_MARGIN_MS, settings.obelisk.window_ms + settings.clock.after_ms_max)
+
+
+def adopt(path: str | Path, identity: Identity, *, bump: bool, margin_ms: int = BUMP_MARGIN_MS) -> int:
     """Makes a foreign file this host's own; returns its ceiling. With `bump`, above whatever its original may issue.
 
     The file must be whole and of the same coordinator and layout. Raises StartError.
@@ -243,7 +251,7 @@ def adopt(path: str | Path, identity: Identity, *, bump: bool) -> int:
             raise ObeliskChangedError("; ".join(found))
         ceiling = report.newest.ceiling
         if bump:
-            ceiling = max(ceiling, ceiling_from_clock(identity)) + margin(identity)
+            ceiling = max(ceiling, ceiling_from_clock(identity)) + (margin_ms << identity.layout.sequence_bits)
         create(str(path), identity, ceiling)
         return ceiling
 
@@ -251,28 +259,51 @@ def adopt(path: str | Path, identity: Identity, *, bump: bool) -> int:
 def bump(path: str | Path, identity: Identity, *, create_missing: bool = False, margin_ms: int = BUMP_MARGIN_MS) -> int:
     """Raises the ceiling to `margin_ms` above the clock and above every valid record; returns it. Never lowers it.
 
-    create_missing: also for a file that is missing, truncated or has no valid record left. Raises StartError.
+    create_missing: also for a file that is missing, truncated, damaged or another coordinator's. Raises StartError.
     """
     with exclusively(path):
-        ceiling = ceiling_from_clock(identity)
         try:
             report = inspect(path)
         except ObeliskMissingError:
             if not create_missing:
                 raise
+            known = []
         else:
-            damaged = report.identity is None or report.newest is None or report.problems
-            if damaged and not create_missing:
-                raise ObeliskCorruptError("; ".join(report.problems))
-            ceiling = max([ceiling, *(record.ceiling for record in report.records if record.valid)])
-        ceiling += margin_ms << identity.layout.sequence_bits
+            check_bump(report, identity, create_missing)
+            known = [record.ceiling for record in report.records if record.valid] or salvaged_ceilings(path, identity)
+        ceiling = max([ceiling_from_clock(identity), *known]) + (margin_ms << identity.layout.sequence_bits)
         create(str(path), identity, ceiling)
         return ceiling
 
 
+def check_bump(report: ObeliskReport, identity: Identity, create_missing: bool) -> None:
+    """Raises StartError when the file is not the bump's to replace, or its ceilings are in other units."""
+    if report.version > lib.PH_OBELISK_VERSION:
+        raise ObeliskTooNewError(f"{report.path} has format version {report.version}")
+    if (report.identity is None or report.newest is None or report.problems) and not create_missing:
+        raise ObeliskCorruptError("; ".join(report.problems))
+    if report.identity is None:
+        return
+    found = report.identity
+    units = replace(identity, modulus=found.modulus, layout=found.layout, epoch_ms=found.epoch_ms)
+    if changed := list(differences(units, identity)):
+        raise ObeliskChangedError("; ".join(changed))
+    if (foreign := list(differences(found, identity))) and not create_missing:
+        raise ObeliskForeignError("; ".join(foreign))
+
+
+def salvaged_ceilings(path: str | Path, identity: Identity) -> list[int]:
+    """The ceilings of whole records of this coordinator in a file whose identity page is damaged."""
+    data = Path(path).read_bytes()[: lib.PH_OBELISK_BYTES].ljust(lib.PH_OBELISK_BYTES, b"\0")
+    raw = ffi.new("struct ph_identity *")
+    fill_identity(raw, identity)
+    records = []
+    for slot in (0, 1):
+        sector = data[(1 + slot) * lib.PH_OBELISK_PAGE :]
+        file_id = int.from_bytes(sector[RECORD_FILE_ID], "little")
+        records.append(decode_record(data, slot, raw, file_id, identity))
+    return [record.ceiling for record in records if record.valid]
+
+
 def ceiling_from_clock(identity: Identity) -> int:
     return (time.time_ns() // 1_000_000 - identity.epoch_ms) << identity.layout.sequence_bits
-
-
-def margin(identity: Identity) -> int:
-    return BUMP_MARGIN_MS << identity.layout.sequence_bits
