@@ -32,7 +32,8 @@ static int make_segment(const char *name, int protection, int seals, void **mapp
         return -1;
     }
     /* Allocated, not only sized: a full memory is an error here, not a SIGBUS later. */
-    if (posix_fallocate(fd, 0, PH_RING_SEGMENT_BYTES) == 0) {
+    errno = posix_fallocate(fd, 0, PH_RING_SEGMENT_BYTES);
+    if (errno == 0) {
         *mapping = mmap(NULL, PH_RING_SEGMENT_BYTES, protection, MAP_SHARED, fd, 0);
     }
     if (*mapping == MAP_FAILED || fcntl(fd, F_ADD_SEALS, seals) != 0) {
