@@ -80,6 +80,8 @@ class Session:
 
     def close(self) -> None:
         """Gives everything back. Takes the lock itself."""
+        if not self._mark[0]:
+            self.abandon()  # the lock is the parent's, and may be held by a thread that is not in this child
         with self._lock:
             self.closed = True
             self._drop_all()
@@ -143,10 +145,12 @@ class Session:
         except PharaohError:
             self._ring_retry_at = time.monotonic() + RING_RETRY_SECONDS
             return None
-        ring.raise_floor(self.last)
         self._keep(ring)
-        self._ring, self.pop, self.take, self._first = ring, ring.pop, ring.take, ring.coordinator
+        # In this order: an id noted meanwhile finds the ring and raises its floor, or is seen here in `last`.
+        self._ring, self._first = ring, ring.coordinator
         self._behind = self.last > 0
+        ring.raise_floor(self.last)
+        self.pop, self.take = ring.pop, ring.take
         return ring
 
     def ring_may_be_had(self) -> bool:

@@ -18,6 +18,7 @@ import pytest
 
 import libpharaoh
 from libpharaoh import Client, parse
+from libpharaoh._ring import Ring
 from libpharaoh.errors import (
     AfterTooFarError,
     ClientClosedError,
@@ -508,8 +509,9 @@ def test_a_child_lets_go_of_its_parent_s_descriptors(ringed: FakeDaemon) -> None
         assert before <= open_descriptors()
 
 
-def test_fork_while_another_thread_holds_the_lock(plain: FakeDaemon) -> None:
-    """F24: the child's lock is new."""
+@pytest.mark.parametrize("fork", [os.fork, raw_clone], ids=["fork", "clone"])
+def test_fork_while_another_thread_holds_the_lock(plain: FakeDaemon, fork: Callable[[], int]) -> None:
+    """F23, F24: the child's lock is new, also for a close before anything else."""
     with libpharaoh.connect(plain.path, timeout=30) as client:
         entered, leave = threading.Event(), threading.Event()
 
@@ -522,9 +524,37 @@ def test_fork_while_another_thread_holds_the_lock(plain: FakeDaemon) -> None:
         holder = threading.Thread(target=client.ping)
         holder.start()
         entered.wait()
-        in_child(lambda: client.next_id() > 0)
-        leave.set()
-        holder.join()
+
+        def closes() -> bool:
+            client.close()
+            return True
+
+        try:
+            in_child(lambda: client.next_id() > 0, fork)
+            in_child(closes, fork)
+        finally:
+            leave.set()
+            holder.join()
+
+
+def test_an_id_from_elsewhere_while_a_ring_is_attached(ringed: FakeDaemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another thread's strict id, in the middle of the slow path, counts for the ring that is about to be used."""
+    with libpharaoh.connect(ringed.path) as client:
+        session = client._session
+        keep = session._keep
+        elsewhere = client.next_id() + (60_000 << 23)  # a minute ahead, so above all that the new ring holds
+
+        def keep_and_note(ring: Ring) -> None:
+            keep(ring)
+            session.note_elsewhere(elsewhere, None)
+
+        ringed.hang_up()
+        session._drop_main()
+        monkeypatch.setattr(session, "_keep", keep_and_note)
+        ring = session._attached(time.monotonic() + 30)
+        assert ring is not None
+        ring.wait(50_000_000)
+        assert session.pop() == 0
 
 
 def test_close(ringed: FakeDaemon) -> None:
