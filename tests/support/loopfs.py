@@ -20,9 +20,10 @@ EXT4_IOC_SHUTDOWN = 0x8004587D
 SHUTDOWN_NOLOGFLUSH = 2
 FIFREEZE = 0xC0045877
 FITHAW = 0xC0045878
-SECTOR = 4096
+FIBMAP = 1
+BLOCK = 4096
 
-MISSING = next((tool for tool in ("mkfs.ext4", "mount", "umount") if shutil.which(tool) is None), None)
+MISSING = next((tool for tool in ("mkfs.ext4", "mount", "umount", "fallocate") if shutil.which(tool) is None), None)
 
 
 class LoopFs:
@@ -38,7 +39,7 @@ class LoopFs:
         self.image.unlink(missing_ok=True)
         with open(self.image, "wb") as file:
             file.truncate(megabytes << 20)
-        features = ("-E", "lazy_itable_init=0,lazy_journal_init=0", "-m", "0", *options)
+        features = ("-b", str(BLOCK), "-E", "lazy_itable_init=0,lazy_journal_init=0", "-m", "0", *options)
         run("mkfs.ext4", "-q", *features, str(self.image))
 
     def mount(self) -> None:
@@ -72,6 +73,17 @@ class LoopFs:
             fcntl.ioctl(descriptor, request, argument)
         finally:
             os.close(descriptor)
+
+    def fill_image(self) -> None:
+        """Gives the whole image room on the disk that it lies on, but for what `punch` takes away again."""
+        with open(self.image, "r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+
+    def punch(self, path: Path, block: int) -> None:
+        """The disk loses one block of a file, and needs room of its own to write it again."""
+        with open(path, "rb") as file:
+            [physical] = struct.unpack("i", fcntl.ioctl(file, FIBMAP, struct.pack("i", block)))
+        run("fallocate", "--punch-hole", "-o", str(physical * BLOCK), "-l", str(BLOCK), str(self.image))
 
     def remove(self) -> None:
         """Whatever state a test left it in."""
@@ -114,7 +126,7 @@ def read_medium(path: Path, length: int) -> bytes:
     """What the disk holds, not what the page cache shows: O_DIRECT into aligned memory."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECT)
     try:
-        with mmap.mmap(-1, -(-length // SECTOR) * SECTOR) as aligned:
+        with mmap.mmap(-1, -(-length // BLOCK) * BLOCK) as aligned:
             got = os.preadv(descriptor, [aligned], 0)
             return aligned[: min(got, length)]
     finally:
