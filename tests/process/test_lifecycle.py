@@ -13,6 +13,7 @@ import pytest
 import libpharaoh
 from libpharaoh import Layout
 from libpharaoh._socket import Connection
+from libpharaoh.errors import AlreadyRunningError
 from pharaohd import obelisk
 from pharaohd.stats import Reader, WorkerState
 from tests.support.daemon import Daemon, short_directory, wait_until
@@ -177,6 +178,38 @@ def test_workers_hold_only_their_own(directory: Path) -> None:
             assert str(daemon.runtime_dir) not in held[number], "the supervisor's lock"
             assert str(daemon.state_dir) not in held[number], "the supervisor's lock"
             assert str(daemon.obelisk(number)) not in supervisor
+
+
+def test_obelisk_is_locked(directory: Path) -> None:
+    """F24, F25: nobody else takes a coordinator's Obelisk while its worker lives, and it is free afterwards."""
+    with Daemon(directory, coordinators=1) as daemon:
+        with pytest.raises(AlreadyRunningError), obelisk.exclusively(daemon.obelisk(0)):
+            pass
+        assert daemon.stop() == 0
+        with obelisk.exclusively(daemon.obelisk(0)):
+            pass
+
+
+def test_orphaned_worker(directory: Path) -> None:
+    """F25: a worker that outlives its killed supervisor keeps the next daemon out, and stops once it can."""
+    settings = {"worker": {"stop_ms_max": 300}}
+    with Daemon(directory, coordinators=1, settings=settings) as daemon:
+        with libpharaoh.connect(daemon.socket) as client:
+            last = client.get_timestamp()
+        orphan = daemon.worker(0).pid
+        assert daemon.process is not None
+        os.kill(orphan, signal.SIGSTOP)
+        try:
+            daemon.process.kill()
+            daemon.process.wait()
+            daemon.spawn()
+            assert daemon.wait() == AlreadyRunningError.exit_status
+        finally:
+            os.kill(orphan, signal.SIGCONT)
+        wait_until(lambda: not os.path.exists(f"/proc/{orphan}/exe"), "the orphan has stopped by itself")
+        daemon.start()
+        with libpharaoh.connect(daemon.socket) as client:
+            assert client.get_timestamp() > last
 
 
 def test_ctl_status(directory: Path) -> None:

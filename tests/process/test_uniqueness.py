@@ -6,12 +6,14 @@ U (nothing twice), M (order), and L as progress: after every blow each client th
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -314,3 +316,19 @@ def test_next_id_by_socket_is_ordered_per_coordinator(directory: Path, effort: f
         ledgers = call_together(directory, callers, calls)
     check_unique(ledgers, at_least=3 * calls)
     assert check_real_time_order(ledgers) == 3 * calls
+
+
+def test_one_client_on_all_paths(directory: Path, effort: float) -> None:
+    """M per client: ids rise whatever path served each, prefetched ones after asked-for ones too."""
+    ids: list[int] = []
+    keys = {zlib.crc32(key.encode()) % 3: key for key in "abcdefgh"}
+    assert len(keys) == 3
+    with Daemon(directory, coordinators=3) as daemon, libpharaoh.connect(daemon.socket, max_age_ms=1000) as client:
+        for _ in range(max(1, round(200 * effort))):
+            ids += [client.next_id(), client.next_id(), client.get_timestamp(), client.next_id()]
+            for key in keys.values():
+                ids += [client.get_timestamp(key), client.next_id(), *client.next_ids(10)]
+        strict = [worker.ids_strict for worker in daemon.workers()]
+    assert len(ids) >= 50
+    assert all(strict)
+    assert all(before < after for before, after in itertools.pairwise(ids))
