@@ -195,7 +195,7 @@ class Host:
 class Obelisk:
     window_ms: int = setting(
         250, integer(10, 60_000), "How far ahead a ceiling is reserved: one sync per window, and a crash loses at most "
-        "this much of the id space.", unit="ms",
+        "this much of the id space. Up to 2 s more while syncs are slow.", unit="ms",
     )  # fmt: skip
 
 

@@ -13,18 +13,19 @@
 
 #define NS_PER_MS UINT64_C(1000000)
 
-static struct ph_uid_count *uid_entry(struct ph_worker *worker, uid_t uid) {
-    struct ph_uid_count *unused = NULL;
+/* The entry of a user, made if need be; NULL when there are too many users. */
+static struct ph_user *user_of(struct ph_worker *worker, uid_t uid) {
+    struct ph_user *unused = NULL;
     for (size_t i = 0; i < PH_UIDS_MAX; i++) {
-        if (worker->uids[i].count > 0 && worker->uids[i].uid == uid) {
-            return &worker->uids[i];
+        if (worker->users[i].connections > 0 && worker->users[i].uid == uid) {
+            return &worker->users[i];
         }
-        if (worker->uids[i].count == 0 && unused == NULL) {
-            unused = &worker->uids[i];
+        if (worker->users[i].connections == 0 && unused == NULL) {
+            unused = &worker->users[i];
         }
     }
     if (unused != NULL) {
-        unused->uid = uid;
+        *unused = (struct ph_user){.uid = uid};
     }
     return unused;
 }
@@ -39,7 +40,7 @@ static uid_t peer_uid(int fd) {
 /* What epoll should watch for follows from the state; the system call is made only when it changes. */
 static void update_interest(struct ph_worker *worker, struct ph_connection *connection) {
     int full = connection->output_length - connection->output_at >= worker->config.output_bytes_max ||
-               connection->forwarded >= PH_IN_FLIGHT_MAX;
+               connection->forwarded >= PH_FORWARDED_MAX;
     uint32_t interest = 0;
     if (!connection->is_waiting && !full && !connection->peer_done) {
         interest |= EPOLLIN;
@@ -62,17 +63,12 @@ struct ph_connection *ph_connection_open(struct ph_worker *worker, int fd, enum 
     }
     connection->source = (struct ph_source){kind, fd};
     connection->interest = EPOLLIN;
-    connection->uid = peer_uid(fd);
     if (ph_worker_watch(worker, &connection->source, EPOLLIN) != 0) {
         close(fd);
         free(connection);
         return NULL;
     }
     LIST_INSERT_HEAD(&worker->connections, connection, all);
-    if (kind == PH_SOURCE_CONNECTION) {
-        uid_entry(worker, connection->uid)->count++;
-        ph_count(&worker->slot->connections, 1);
-    }
     return connection;
 }
 
@@ -112,7 +108,8 @@ void ph_connection_close(struct ph_worker *worker, struct ph_connection *connect
         ph_link_lost(worker, connection->link);
     } else {
         ph_link_forget(worker, connection);
-        uid_entry(worker, connection->uid)->count--;
+        connection->user->bytes -= connection->kept_bytes;
+        connection->user->connections--;
         ph_count(&worker->slot->connections, UINT64_MAX);
     }
     close(connection->source.fd);
@@ -133,8 +130,23 @@ void ph_connections_bury(struct ph_worker *worker) {
 
 static void violation(struct ph_worker *worker, struct ph_connection *connection, const char *what) {
     ph_count(&worker->slot->violations, 1);
-    ph_worker_log(worker, PH_LOG_WARNING, "connection of uid %u closed: %s", (unsigned)connection->uid, what);
+    ph_worker_log(worker, PH_LOG_WARNING, "connection of uid %u closed: %s",
+                  connection->user != NULL ? (unsigned)connection->user->uid : 0, what);
     ph_connection_close(worker, connection);
+}
+
+/* Keeps count of what a user makes this process hold; the connection that is one too many is closed. */
+static void account(struct ph_worker *worker, struct ph_connection *connection) {
+    struct ph_user *user = connection->user;
+    if (user == NULL || connection->closed) {
+        return;
+    }
+    uint64_t kept_bytes = connection->input_length + connection->output_length;
+    user->bytes += kept_bytes - connection->kept_bytes;
+    connection->kept_bytes = kept_bytes;
+    if (user->bytes > PH_UID_BYTES_MAX) {
+        violation(worker, connection, "this user's connections hold too much");
+    }
 }
 
 static int keep_output(struct ph_worker *worker, struct ph_connection *connection, const uint8_t *data, size_t length) {
@@ -154,7 +166,8 @@ static int keep_output(struct ph_worker *worker, struct ph_connection *connectio
     connection->output = grown;
     connection->output_at = 0;
     connection->output_length = pending + length;
-    return 1;
+    account(worker, connection);
+    return !connection->closed;
 }
 
 void ph_connection_send(struct ph_worker *worker, struct ph_connection *connection, const uint8_t *data,
@@ -192,6 +205,7 @@ static void drain_output(struct ph_worker *worker, struct ph_connection *connect
         free(connection->output);
         connection->output = NULL;
         connection->output_at = connection->output_length = 0;
+        account(worker, connection);
     }
 }
 
@@ -215,7 +229,7 @@ static enum ph_outcome serve_frame(struct ph_worker *worker, struct ph_connectio
 }
 
 static int may_serve(const struct ph_worker *worker, const struct ph_connection *connection) {
-    return !connection->closed && !connection->is_waiting && connection->forwarded < PH_IN_FLIGHT_MAX &&
+    return !connection->closed && !connection->is_waiting && connection->forwarded < PH_FORWARDED_MAX &&
            connection->output_length - connection->output_at < worker->config.output_bytes_max;
 }
 
@@ -277,9 +291,12 @@ static void keep_input(struct ph_worker *worker, struct ph_connection *connectio
         connection->frame_started_ns = worker->monotonic_ns;
     }
     connection->input_length = (uint32_t)length;
+    account(worker, connection);
 }
 
 static void serve_input(struct ph_worker *worker, struct ph_connection *connection, size_t length) {
+    int others_wait = worker->waiting_count + worker->starving_count > 0;
+    worker->turn_left = others_wait ? ph_worker_share(worker) : UINT64_MAX;
     size_t served = serve_frames(worker, connection, worker->input, length);
     if (!connection->closed) {
         keep_input(worker, connection, worker->input + served, length - served, served > 0);
@@ -372,15 +389,20 @@ void ph_connections_check_deadlines(struct ph_worker *worker) {
 }
 
 static void admit(struct ph_worker *worker, int fd) {
-    struct ph_uid_count *entry = uid_entry(worker, peer_uid(fd));
-    if (worker->slot->connections >= worker->config.connections_max || entry == NULL ||
-        entry->count >= worker->config.connections_per_uid_max) {
-        ph_worker_log(worker, PH_LOG_WARNING, "connection of uid %u refused: too many connections",
-                      (unsigned)peer_uid(fd));
+    uid_t uid = peer_uid(fd);
+    struct ph_user *user = user_of(worker, uid);
+    if (worker->slot->connections >= worker->config.connections_max || user == NULL ||
+        user->connections >= worker->config.connections_per_uid_max) {
+        ph_worker_log(worker, PH_LOG_WARNING, "connection of uid %u refused: too many connections", (unsigned)uid);
         close(fd);
         return;
     }
-    ph_connection_open(worker, fd, PH_SOURCE_CONNECTION);
+    struct ph_connection *connection = ph_connection_open(worker, fd, PH_SOURCE_CONNECTION);
+    if (connection != NULL) {
+        connection->user = user;
+        user->connections++;
+        ph_count(&worker->slot->connections, 1);
+    }
 }
 
 /* Out of descriptors: the reserve one lets the oldest caller be told (by a hang-up) rather than left in the queue. */

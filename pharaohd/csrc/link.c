@@ -66,8 +66,11 @@ int ph_link_forward(struct ph_worker *worker, struct ph_connection *connection, 
     struct ph_link *link = link_to(worker, coordinator);
     struct ph_forwarded *entry = link != NULL ? free_entry(link) : NULL;
     size_t params_length = (size_t)(params->end - params->at);
-    if (entry == NULL || params_length > PH_REPLY_BYTES_MAX / 2) {
+    if (link == NULL || params_length > PH_REPLY_BYTES_MAX / 2) {
         return PH_ERR_UNAVAILABLE;
+    }
+    if (entry == NULL) {
+        return PH_LINK_FULL;
     }
     uint8_t bytes[PH_REPLY_BYTES_MAX];
     struct ph_writer frame = {bytes, 0, sizeof bytes};

@@ -10,7 +10,6 @@
 #include "worker.h"
 
 #define NS_PER_MS UINT64_C(1000000)
-#define CHUNK_MIN 256 /* next_ids takes no smaller piece of a millisecond than this, so that its runs stay few */
 #define MAX_AGE_MS_MAX 10000
 
 struct call {
@@ -67,16 +66,13 @@ static enum ph_outcome next_id(struct call *call) {
 static int collect_runs(struct call *call, uint64_t wanted) {
     struct ph_connection *connection = call->connection;
     while (connection->run_ids < wanted && connection->run_count < PH_RUNS_MAX) {
-        uint64_t lacking = wanted - connection->run_ids;
-        struct ph_issuer *issuer = &call->worker->issuer;
-        uint64_t sequences = ph_sequence_count(&issuer->layout);
-        uint64_t left_in_ms = sequences - (issuer->next_tick & (sequences - 1));
-        uint64_t chunk = lacking < CHUNK_MIN ? lacking : CHUNK_MIN;
-        /* a rest too small to be worth a run is passed over */
-        uint64_t floor = left_in_ms < chunk ? issuer->next_tick + left_in_ms : 0;
-        struct ph_run run = ph_worker_take(call->worker, floor, lacking);
+        struct ph_run run = ph_worker_take(call->worker, 0, wanted - connection->run_ids);
         if (run.count == 0) {
             return 0;
+        }
+        if (connection->waiting_since_ns != 0) {
+            connection->waiting_since_ns =
+                call->worker->monotonic_ns; /* it moves: the deadline is for standing still */
         }
         connection->runs[connection->run_count++] = run;
         connection->run_ids += (uint32_t)run.count;
@@ -209,6 +205,9 @@ static enum ph_outcome timestamp(struct call *call, int direct) {
     }
     int error = ph_link_forward(worker, call->connection, (uint32_t)target, call->request->message_id, "@get_timestamp",
                                 &raw, call->request->param_count);
+    if (error == PH_LINK_FULL) {
+        return wait_or_fail(call);
+    }
     return error != 0 ? fail(call, error, NULL) : PH_DONE;
 }
 
@@ -320,14 +319,15 @@ static enum ph_outcome stats(struct call *call) {
 
 /* Only the owner of the daemon and root. */
 static enum ph_outcome clock_accept(struct call *call) {
-    if (call->connection->uid != 0 && call->connection->uid != geteuid()) {
+    uid_t uid = call->connection->user->uid;
+    if (uid != 0 && uid != geteuid()) {
         return fail(call, PH_ERR_PERMISSION_DENIED, NULL);
     }
     int64_t jump_ns = call->worker->clock.jump_ns;
     ph_clock_accept(&call->worker->clock);
     ph_worker_refresh_time(call->worker);
     ph_worker_log(call->worker, PH_LOG_WARNING, "clock accepted by uid %u: virtual time moved on by %lld ms",
-                  (unsigned)call->connection->uid, (long long)(jump_ns / 1000000));
+                  (unsigned)uid, (long long)(jump_ns / 1000000));
     ph_put_reply(call->writer, call->request->message_id);
     ph_put_uint(call->writer, (uint64_t)(jump_ns / 1000000));
     return PH_DONE;
@@ -379,8 +379,10 @@ static enum ph_outcome attach(struct call *call) {
     }
     ph_connection_send(worker, connection, call->writer->data, call->writer->length);
     call->writer->length = 0;
-    if (connection->closed || connection->output_length > 0 || worker->slot->rings >= worker->config.rings_max ||
-        ph_ring_attach(worker, connection, max_age_ms * NS_PER_MS) != 0) {
+    if (connection->closed || connection->output_length > 0) {
+        return fail(call, PH_ERR_UNAVAILABLE, "earlier replies have not been read");
+    }
+    if (ph_ring_attach(worker, connection, max_age_ms * NS_PER_MS) != 0) {
         return fail(call, PH_ERR_RING_LIMIT, NULL);
     }
     struct ph_producer *producer = &connection->ring->producer;
@@ -413,6 +415,9 @@ enum ph_outcome ph_method_call(struct ph_worker *worker, struct ph_connection *c
                                struct ph_writer *writer) {
     struct call call = {worker, connection, request, writer};
     ph_count(&worker->slot->requests, connection->waiting_since_ns == 0);
+    if (worker->stopping) {
+        return fail(&call, PH_ERR_SHUTTING_DOWN, NULL);
+    }
     for (size_t i = 0; i < sizeof methods / sizeof methods[0]; i++) {
         size_t length = strlen(methods[i].name);
         if (request->method.length == length && memcmp(request->method.data, methods[i].name, length) == 0) {

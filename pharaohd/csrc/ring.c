@@ -1,8 +1,9 @@
 /*
  * Attached rings: who lacks ticks, who asked strictly.
  *
- * Fairness: what is left of the supply is shared out in equal parts among the rings that lack ticks, in rounds, so that
- * a greedy client costs another at most the wait for the next millisecond.
+ * Fairness: when a millisecond begins, each ring that lacks ticks and each connection that waits has one turn, for an
+ * equal share; what is then left is shared out in rounds. So a greedy client costs another its share, and a wait for
+ * the next millisecond, not its service.
  */
 #define _GNU_SOURCE
 #include <stdlib.h>
@@ -46,8 +47,14 @@ static void set_hot(struct ph_worker *worker, struct ph_ring_owner *ring, int ho
     }
 }
 
+/* The last quarter of the rings is for users that hold less than a quarter: nobody can take them all. */
+static int ring_to_be_had(const struct ph_worker *worker, const struct ph_user *user) {
+    uint64_t max = worker->config.rings_max;
+    return worker->slot->rings < max - max / 4 || (worker->slot->rings < max && user->rings < max / 4);
+}
+
 int ph_ring_attach(struct ph_worker *worker, struct ph_connection *connection, uint64_t max_age_ns) {
-    struct ph_ring_owner *ring = calloc(1, sizeof *ring);
+    struct ph_ring_owner *ring = ring_to_be_had(worker, connection->user) ? calloc(1, sizeof *ring) : NULL;
     if (ring == NULL || ph_producer_open(&ring->producer, &worker->issuer, max_age_ns) != 0) {
         free(ring);
         return PH_ERR_RING_LIMIT;
@@ -60,6 +67,7 @@ int ph_ring_attach(struct ph_worker *worker, struct ph_connection *connection, u
         return PH_ERR_RING_LIMIT;
     }
     connection->ring = ring;
+    connection->user->rings++;
     ph_count(&worker->slot->rings, 1);
     return 0;
 }
@@ -71,6 +79,7 @@ void ph_ring_detach(struct ph_worker *worker, struct ph_ring_owner *ring) {
     /* The client may keep its end of the doorbell, and then closing ours would not take it out of the set. */
     epoll_ctl(worker->epoll_fd, EPOLL_CTL_DEL, ring->source.fd, NULL);
     ph_producer_close(&ring->producer);
+    ring->connection->user->rings--;
     ph_count(&worker->slot->rings, UINT64_MAX);
 }
 
@@ -87,6 +96,7 @@ static int answer_request(struct ph_worker *worker, struct ph_ring_owner *ring) 
     }
     uint64_t id = 0;
     int error = 0;
+    worker->turn_left = UINT64_MAX;
     if (ph_strict_issue(worker, request.after, &id, &error) == PH_WAIT) {
         return 0;
     }
@@ -105,7 +115,7 @@ static int feed(struct ph_worker *worker, struct ph_ring_owner *ring, uint64_t s
     if (lacking < 0) {
         ph_count(&worker->slot->violations, 1);
         ph_worker_log(worker, PH_LOG_WARNING, "ring of uid %u revoked: its cursor is out of range",
-                      (unsigned)ring->connection->uid);
+                      (unsigned)ring->connection->user->uid);
         ph_connection_close(worker, ring->connection);
         return 1;
     }
@@ -139,21 +149,27 @@ static uint64_t supply_left(struct ph_worker *worker) {
     return end > start ? end - start : 0;
 }
 
+static void feed_each(struct ph_worker *worker, uint64_t share) {
+    for (uint32_t left = worker->starving_count; left > 0 && !TAILQ_EMPTY(&worker->starving); left--) {
+        struct ph_ring_owner *ring = TAILQ_FIRST(&worker->starving);
+        stop_starving(worker, ring);
+        int satisfied = answer_request(worker, ring);
+        satisfied &= feed(worker, ring, share);
+        if (!satisfied && !ring->connection->closed) {
+            start_starving(worker, ring);
+        }
+    }
+}
+
+void ph_rings_feed_in_turn(struct ph_worker *worker) { feed_each(worker, ph_worker_share(worker)); }
+
 void ph_rings_feed(struct ph_worker *worker) {
     uint64_t left = supply_left(worker);
     worker->short_of_ceiling =
         left == 0 && ph_syncer_durable(&worker->syncer) <= ph_tick_of_ms(&worker->issuer.layout, worker->now_ms);
     while (worker->starving_count > 0 && left > 0) {
         uint64_t share = left / worker->starving_count > SHARE_MIN ? left / worker->starving_count : SHARE_MIN;
-        for (uint32_t round = worker->starving_count; round > 0 && !TAILQ_EMPTY(&worker->starving); round--) {
-            struct ph_ring_owner *ring = TAILQ_FIRST(&worker->starving);
-            stop_starving(worker, ring);
-            int satisfied = answer_request(worker, ring);
-            satisfied &= feed(worker, ring, share);
-            if (!satisfied && !ring->connection->closed) {
-                start_starving(worker, ring);
-            }
-        }
+        feed_each(worker, share);
         uint64_t now_left = supply_left(worker);
         if (now_left >= left) {
             return; /* what they lack cannot be had yet (full rings, unanswered requests) */

@@ -293,6 +293,9 @@ static void round_of_loop(struct ph_worker *worker) {
     ph_worker_refresh_time(worker);
     ph_count(&worker->slot->wakeups, 1);
     int moved_on = worker->now_ms != ms_before || worker->resume_now;
+    if (worker->waiting_count > 0 && worker->starving_count > 0 && moved_on) {
+        ph_rings_feed_in_turn(worker);
+    }
     if (worker->waiting_count > 0 && (moved_on || worker->short_of_ceiling)) {
         ph_connections_resume(worker);
     }
@@ -315,6 +318,8 @@ static void round_of_loop(struct ph_worker *worker) {
     }
     heartbeat(worker);
     ph_connections_bury(worker);
+    worker->resume_now |= worker->turn_over; /* all have had a turn */
+    worker->turn_over = 0;
 }
 
 void ph_worker_run(struct ph_worker *worker, struct ph_event *event) {
@@ -335,6 +340,8 @@ void ph_worker_reload(struct ph_worker *worker, uint64_t max_age_ms, uint64_t st
 }
 
 int ph_worker_close(struct ph_worker *worker, struct ph_fault *fault) {
+    worker->stopping = 1;
+    ph_connections_resume(worker); /* those that wait are told */
     while (!LIST_EMPTY(&worker->connections)) {
         ph_connection_close(worker, LIST_FIRST(&worker->connections));
     }

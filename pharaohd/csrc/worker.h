@@ -29,12 +29,14 @@
 #define PH_KEY_BYTES_MAX 4096
 #define PH_IN_FLIGHT_MAX 1024
 #define PH_IDS_MAX 8192
-#define PH_RUNS_MAX 40
+#define PH_RUNS_MAX 136 /* PH_IDS_MAX in the smallest chunks of the smallest layout: see chunk() */
 #define PH_PROTOCOL 1
 #define PH_INPUT_BYTES (2 * PH_FRAME_BYTES_MAX)
 #define PH_OUTPUT_BYTES (4 * PH_REPLY_BYTES_MAX)
 #define PH_EVENTS_MAX 8
 #define PH_UIDS_MAX 256
+#define PH_UID_BYTES_MAX (64 << 20)
+#define PH_FORWARDED_MAX 64 /* of one connection: what else it asks for waits in its input */
 
 enum ph_source_kind {
     PH_SOURCE_LISTENER,
@@ -58,8 +60,8 @@ struct ph_connection {
     TAILQ_ENTRY(ph_connection) waiting; /* for time or a ceiling */
     struct ph_ring_owner *ring;
     struct ph_link *link;
-    uint32_t interest; /* what epoll watches for */
-    uid_t uid;
+    uint32_t interest;    /* what epoll watches for */
+    struct ph_user *user; /* NULL for a link */
     uint8_t is_waiting;
     uint8_t peer_done; /* it will send no more */
     uint8_t closed;
@@ -75,7 +77,8 @@ struct ph_connection {
     size_t output_length;
     uint64_t output_moved_ns;
 
-    uint32_t forwarded; /* requests that a sibling has not answered yet */
+    uint64_t kept_bytes; /* of input and output, as counted for the user */
+    uint32_t forwarded;  /* requests that a sibling has not answered yet */
     /* next_ids in progress */
     struct ph_run runs[PH_RUNS_MAX];
     uint32_t run_count;
@@ -107,9 +110,12 @@ struct ph_link {
     struct ph_forwarded entries[PH_IN_FLIGHT_MAX];
 };
 
-struct ph_uid_count {
+/* What the connections of one user hold together. */
+struct ph_user {
     uid_t uid;
-    uint32_t count;
+    uint32_t connections; /* 0: the entry is free */
+    uint32_t rings;
+    uint64_t bytes; /* input and output that is kept */
 };
 
 TAILQ_HEAD(ph_waiting_list, ph_connection);
@@ -132,8 +138,11 @@ struct ph_worker {
     int64_t virtual_ns;
     uint64_t monotonic_ns;
     uint64_t requested_ceiling;
-    uint64_t socket_used_ns; /* when an id was last asked for outside of a ring's grants */
+    uint64_t few_wanted_ns; /* when a few ids were last asked for, strictly or by socket */
+    uint64_t turn_left;     /* ids that the connection being served may still take before others have had their turn */
+    uint8_t turn_over;      /* some connection waits for nothing but its next turn */
     uint8_t short_of_ceiling;
+    uint8_t stopping;
     uint8_t resume_now; /* some waiting connection may go on although neither time nor ceiling has moved */
     uint8_t accept_paused;
 
@@ -155,7 +164,7 @@ struct ph_worker {
     uint32_t starving_count;
     struct ph_link *links[PH_COORDINATOR_MAX];
     uint32_t forwarded_count;
-    struct ph_uid_count uids[PH_UIDS_MAX];
+    struct ph_user users[PH_UIDS_MAX];
 
     struct ph_event events[PH_EVENTS_MAX];
     uint32_t event_count;
@@ -167,8 +176,13 @@ struct ph_worker {
 
 /* supply.c */
 void ph_worker_refresh_time(struct ph_worker *worker);
-/* Issues up to `count` ticks not older than now and not below floor_tick. count 0: wait (`short_of_ceiling` says why). */
+/*
+ * Issues up to `count` ticks not older than now and not below floor_tick, none or at least min(count, chunk()).
+ * None: wait for time, a ceiling (`short_of_ceiling`) or the next turn (`turn_over`).
+ */
 struct ph_run ph_worker_take(struct ph_worker *worker, uint64_t floor_tick, uint64_t count);
+/* An equal part of a millisecond for each that waits. */
+uint64_t ph_worker_share(const struct ph_worker *worker);
 /* What rings may be given now. */
 void ph_worker_supply(struct ph_worker *worker, uint64_t max_age_ns, struct ph_supply *supply);
 void ph_worker_renew_ceiling(struct ph_worker *worker);
@@ -196,6 +210,9 @@ void ph_listener_ready(struct ph_worker *worker, struct ph_source *listener);
 int ph_ring_attach(struct ph_worker *worker, struct ph_connection *connection, uint64_t max_age_ns);
 void ph_ring_detach(struct ph_worker *worker, struct ph_ring_owner *ring);
 void ph_ring_rung(struct ph_worker *worker, struct ph_ring_owner *ring);
+/* Gives each ring that lacks ticks its share of a new millisecond, before the connections that wait take theirs. */
+void ph_rings_feed_in_turn(struct ph_worker *worker);
+/* Shares out all that there is. */
 void ph_rings_feed(struct ph_worker *worker);
 void ph_rings_poll(struct ph_worker *worker);
 
@@ -206,7 +223,8 @@ enum ph_outcome ph_method_call(struct ph_worker *worker, struct ph_connection *c
 enum ph_outcome ph_strict_issue(struct ph_worker *worker, uint64_t after, uint64_t *id, int *error);
 
 /* link.c */
-/* Passes a request on to a live sibling; its reply comes back on the connection later. 0, or an error's code. */
+#define PH_LINK_FULL (-1)
+/* Passes a request on to a live sibling; its reply comes back on the connection later. 0, an error's code, or FULL. */
 int ph_link_forward(struct ph_worker *worker, struct ph_connection *connection, uint32_t coordinator,
                     uint32_t message_id, const char *method, const struct ph_reader *params, uint32_t param_count);
 void ph_link_reply(struct ph_worker *worker, struct ph_link *link, const struct ph_request *reply);
