@@ -116,7 +116,7 @@ int ph_obelisk_decode_identity(const uint8_t *file, struct ph_identity *identity
     identity->layout.epoch_ms = sector.epoch_ms;
     memcpy(identity->cluster_id, sector.cluster_id, sizeof identity->cluster_id);
     memcpy(identity->host_id, sector.host_id, sizeof identity->host_id);
-    return 1;
+    return ph_layout_valid(&identity->layout); /* ticks are shifted by its bits */
 }
 
 static void encode_record(struct record_sector *sector, const struct ph_obelisk *obelisk,

@@ -28,6 +28,7 @@
 #define AT_COORDINATOR 28
 #define AT_CEILING 32
 #define AT_VERSION 8
+#define AT_MS_BITS 32
 #define AT_CRC (PH_OBELISK_SECTOR - 4)
 
 static char path[64];
@@ -326,6 +327,10 @@ static void test_both_bad_or_no_identity_is_refused(void) {
     file[AT_VERSION] = 2;
     seal(file);
     expect(file, PH_ERR_OBELISK_TOO_NEW, 0);
+    memcpy(file, medium, sizeof file);
+    file[AT_MS_BITS] = 63; /* a checksum that fits makes no sense of a layout that does not */
+    seal(file);
+    expect(file, PH_ERR_OBELISK_CORRUPT, 0);
     uint64_t number;
     for (off_t length = 0; length < PH_OBELISK_BYTES; length += 511) {
         write_file(medium);

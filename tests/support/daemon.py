@@ -98,11 +98,15 @@ class Daemon:
         self.spawn()
         self.wait_live()
 
+    def live(self) -> bool:
+        """Whether every worker serves."""
+        workers = self.workers()
+        return bool(workers) and all(worker.state == WorkerState.LIVE for worker in workers)
+
     def wait_live(self) -> None:
         def all_live() -> bool:
             assert self.alive(), f"pharaohd ended: {self.log()}"
-            workers = self.workers()
-            return bool(workers) and all(worker.state == WorkerState.LIVE for worker in workers)
+            return self.live()
 
         wait_until(all_live, "every worker live")
 
