@@ -257,7 +257,9 @@ def adopt(path: str | Path, identity: Identity, *, bump: bool, margin_ms: int = 
 
 
 def bump(path: str | Path, identity: Identity, *, create_missing: bool = False, margin_ms: int = BUMP_MARGIN_MS) -> int:
-    """Raises the ceiling to `margin_ms` above the clock and above every valid record; returns it. Never lowers it.
+    """Raises the ceiling to `margin_ms` above the clock, every valid record and the siblings'; returns it. Never lower.
+
+    The siblings' ceilings tell how far virtual time was ahead of the clock, which a lost file no longer can.
 
     create_missing: also for a file that is missing, truncated, damaged or another coordinator's. Raises StartError.
     """
@@ -271,9 +273,20 @@ def bump(path: str | Path, identity: Identity, *, create_missing: bool = False, 
         else:
             check_bump(report, identity, create_missing)
             known = [record.ceiling for record in report.records if record.valid] or salvaged_ceilings(path, identity)
-        ceiling = max([ceiling_from_clock(identity), *known]) + (margin_ms << identity.layout.sequence_bits)
+        least = max([ceiling_from_clock(identity), *known, *sibling_ceilings(path, identity)])
+        ceiling = least + (margin_ms << identity.layout.sequence_bits)
         create(str(path), identity, ceiling)
         return ceiling
+
+
+def sibling_ceilings(path: str | Path, identity: Identity) -> Iterator[int]:
+    """Of the other Obelisks in the directory whose ticks mean the same."""
+    for sibling in Path(path).parent.glob("*.obelisk"):
+        if sibling != Path(path):
+            report = inspect(sibling)
+            found = report.identity
+            if found is not None and (found.layout, found.epoch_ms) == (identity.layout, identity.epoch_ms):
+                yield from (record.ceiling for record in report.records if record.valid)
 
 
 def check_bump(report: ObeliskReport, identity: Identity, create_missing: bool) -> None:

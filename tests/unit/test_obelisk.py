@@ -164,6 +164,13 @@ def test_bump_is_above_the_clock_and_every_record(path: Path, newest_ms: int) ->
     assert start_code(path, IDENTITY) == 0
 
 
+def test_bump_create_starts_above_the_siblings(path: Path) -> None:
+    """A lost file's virtual time may have been an hour ahead after a backward step: its siblings' was too (F2, F18)."""
+    far = now() + (3_600_000 << 13)
+    obelisk.create(str(path.with_name("0006.obelisk")), replace(IDENTITY, coordinator=6), far)
+    assert obelisk.bump(path, IDENTITY, create_missing=True) > far
+
+
 @pytest.mark.parametrize("pages", [(1,), (2,), (0,), (0, 1), (0, 2)])
 def test_bump_never_lowers_while_one_record_is_whole(path: Path, pages: tuple[int, ...]) -> None:
     """F2: also when only the identity page is damaged, and when the clock is far below the ceiling."""
