@@ -7,10 +7,10 @@ C_FILES = $(wildcard libpharaoh/csrc/*.[ch] pharaohd/csrc/*.[ch])
 ALL_C_FILES = $(C_FILES) $(wildcard tests/csrc/*.[ch])
 PY_DIRS = $(sort $(dir $(wildcard $(addsuffix /*.py,libpharaoh pharaohd tools bench demo tests))))
 
-# command=Debian package, for the tests that mount file systems and enter namespaces.
-TEST_PACKAGES := mkfs.ext4=e2fsprogs unshare=util-linux losetup=mount ip=iproute2
+# command=Debian package, for the tests that mount file systems, enter namespaces and check models.
+TEST_PACKAGES := spin=spin mkfs.ext4=e2fsprogs unshare=util-linux losetup=mount ip=iproute2
 
-.PHONY: help setup demo run test check lint format ctest bench mutants clean
+.PHONY: help setup demo run test check lint format ctest bench model mutants clean
 
 help:
 	@echo 'setup    .venv with the package and the tools (quick when nothing changed)'
@@ -18,7 +18,7 @@ help:
 	@echo 'run      a daemon in the foreground under ./var'
 	@echo 'test     everything that CI runs; pytest alone: .venv/bin/pytest'
 	@echo 'bench    speed beside its peers; ONLY="ring socket" chooses'
-	@echo 'lint, format, ctest, mutants, clean'
+	@echo 'lint, format, ctest, model, mutants, clean'
 
 # One at a time: two at once would write into the same virtual environment.
 setup:
@@ -78,6 +78,9 @@ $(VENV)/.stamp-bench: $(VENV)/.stamp-packages
 	sh tools/bootstrap.sh redis-server=redis-server >/dev/null
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation -e '.[bench]'
 	touch $@
+
+model: setup
+	$(BIN)/pytest tests/model
 
 mutants: setup
 	$(BIN)/python -m tools.mutate $(ONLY)
