@@ -74,8 +74,8 @@ bench: setup
 	@$(MAKE) --no-print-directory $(VENV)/.stamp-bench
 	$(BIN)/python -m bench $(ONLY)
 
+# Redis is fetched by the bench itself: Debian's package would start a service.
 $(VENV)/.stamp-bench: $(VENV)/.stamp-packages
-	sh tools/bootstrap.sh redis-server=redis-server >/dev/null
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation -e '.[bench]'
 	touch $@
 

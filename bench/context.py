@@ -1,0 +1,64 @@
+"""What the parts of one run share: how long to measure, where, and what could not be had."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Self
+
+from bench.daemon import Daemon
+from bench.native import ROOT
+from bench.peers import Redis, Skipped
+
+
+class Context:
+    """A context manager: every daemon and every redis-server that was asked for is gone afterwards."""
+
+    def __init__(self, *, quick: bool, rounds: int) -> None:
+        self.quick = quick
+        self.rounds = rounds
+        self.seconds = 0.2 if quick else 1.0
+        """Of one contestant in one round."""
+        self.skipped: list[str] = []
+        self._stack = ExitStack()
+        self._peers: dict[bool, Redis | None] = {}
+
+    def __enter__(self) -> Self:
+        # Not the system's temporary directory, which is often in memory: a sync has to cost what it costs.
+        (ROOT / "build").mkdir(exist_ok=True)
+        self.scratch = Path(tempfile.mkdtemp(prefix="b-", dir=ROOT / "build"))
+        self._stack.callback(shutil.rmtree, self.scratch, ignore_errors=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def daemon(self) -> Daemon:
+        """A fresh one, with one coordinator: one serving thread, as redis-server has."""
+        return self._stack.enter_context(self.idle_daemon())
+
+    def idle_daemon(self) -> Daemon:
+        """One that is not started yet, and the caller's to stop."""
+        return Daemon(Path(tempfile.mkdtemp(prefix="p", dir=self.scratch)))
+
+    def redis(self, *, durable: bool) -> Redis | None:
+        """The one with or without appendfsync always; None when it cannot be had, which is noted."""
+        if durable not in self._peers:
+            try:
+                peer = Redis(self.scratch / ("redis-durable" if durable else "redis"), durable=durable)
+                self._peers[durable] = self._stack.enter_context(peer)
+            except Skipped as why:
+                self._peers[durable] = None
+                self.skip(str(why))
+        return self._peers[durable]
+
+    def redis_version(self) -> str | None:
+        """Of the one that was measured, if any was."""
+        return next((peer.version() for peer in self._peers.values() if peer is not None), None)
+
+    def skip(self, what: str) -> None:
+        """Names what could not be measured."""
+        if what not in self.skipped:
+            self.skipped.append(what)

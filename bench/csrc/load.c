@@ -1,0 +1,204 @@
+/*
+ * Load over a Unix socket, the same for both sides: each connection keeps `depth` requests in flight, replies are
+ * checked byte by byte, and ids must rise on each connection and be unique over all of them.
+ *
+ *   load pharaoh|redis SOCKET CONNECTIONS DEPTH SECONDS
+ */
+#define _GNU_SOURCE
+#include "bench.h"
+
+#include <errno.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#define DEPTH_MAX 64
+#define REPLY_BYTES_MAX 32
+#define REQUEST_BYTES_MAX 32
+#define REPLIES_PER_SECOND_MAX 12000000
+#define WARM_UP_NS (NS_PER_S / 10)
+#define GIVE_UP_MS 5000
+
+struct connection {
+    int fd;
+    uint64_t sent, received; /* requests, replies */
+    uint64_t last_id;
+    size_t buffered;
+    uint8_t buffer[2 * DEPTH_MAX * REPLY_BYTES_MAX];
+    uint64_t sent_ns[DEPTH_MAX];
+};
+
+/* request: writes one, returns its bytes. reply: reads one, returns its bytes, or 0 when there is more to come. */
+struct protocol {
+    size_t (*request)(uint8_t *out, uint64_t number);
+    size_t (*reply)(const uint8_t *in, size_t length, uint64_t number, uint64_t *id);
+};
+
+static size_t pharaoh_request(uint8_t *out, uint64_t number) {
+    memcpy(out, "\x94\x00\x00\xa7next_id\x90", 12);
+    out[2] = number % DEPTH_MAX;
+    return 12;
+}
+
+static size_t pharaoh_reply(const uint8_t *in, size_t length, uint64_t number, uint64_t *id) {
+    if (length < 13) {
+        return 0;
+    }
+    const uint8_t head[] = {0x94, 0x01, number % DEPTH_MAX, 0xc0, 0xcf};
+    if (memcmp(in, head, sizeof head) != 0) {
+        fail("not the reply to next_id");
+    }
+    uint64_t big_endian;
+    memcpy(&big_endian, in + 5, 8);
+    *id = be64toh(big_endian);
+    return 13;
+}
+
+static size_t redis_request(uint8_t *out, uint64_t number) {
+    (void)number;
+    memcpy(out, "*2\r\n$4\r\nINCR\r\n$1\r\nk\r\n", 21);
+    return 21;
+}
+
+static size_t redis_reply(const uint8_t *in, size_t length, uint64_t number, uint64_t *id) {
+    (void)number;
+    if (length > 0 && in[0] != ':') {
+        fail("not the reply to INCR");
+    }
+    uint64_t value = 0;
+    for (size_t at = 1; at < length && at < REPLY_BYTES_MAX; at++) {
+        if (in[at] == '\r') {
+            *id = value;
+            return at + 2 <= length ? at + 2 : 0;
+        }
+        value = value * 10 + (uint64_t)(in[at] - '0');
+    }
+    return 0;
+}
+
+static int connect_to(const char *path) {
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    strncpy(address.sun_path, path, sizeof address.sun_path - 1);
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (fd < 0 || connect(fd, (struct sockaddr *)&address, sizeof address) != 0) {
+        fail("cannot connect");
+    }
+    return fd;
+}
+
+static void ask(struct connection *connection, const struct protocol *protocol, uint64_t count, uint64_t at_ns) {
+    uint8_t out[DEPTH_MAX * REQUEST_BYTES_MAX];
+    size_t length = 0;
+    for (uint64_t i = 0; i < count; i++) {
+        connection->sent_ns[connection->sent % DEPTH_MAX] = at_ns;
+        length += protocol->request(out + length, connection->sent++);
+    }
+    if (send(connection->fd, out, length, MSG_NOSIGNAL) != (ssize_t)length) {
+        fail("a request was not sent whole");
+    }
+}
+
+struct run {
+    const struct protocol *protocol;
+    struct record ids, latencies_ns;
+    uint64_t start_ns, end_ns; /* of what counts */
+    uint64_t replies;          /* between the two */
+};
+
+/* Takes what has arrived; returns how many replies that was. */
+static uint64_t take_replies(struct run *run, struct connection *connection, uint64_t at_ns) {
+    uint64_t before = connection->received, id = 0;
+    size_t at = 0, length;
+    while (connection->received < connection->sent &&
+           (length = run->protocol->reply(connection->buffer + at, connection->buffered - at, connection->received,
+                                          &id)) > 0) {
+        at += length;
+        if (id <= connection->last_id) {
+            fail("an id is not greater than the one before it on its connection");
+        }
+        connection->last_id = id;
+        record_add(&run->ids, id);
+        if (at_ns >= run->start_ns && at_ns < run->end_ns) {
+            run->replies++;
+            record_add(&run->latencies_ns, at_ns - connection->sent_ns[connection->received % DEPTH_MAX]);
+        }
+        connection->received++;
+    }
+    connection->buffered -= at;
+    memmove(connection->buffer, connection->buffer + at, connection->buffered);
+    return connection->received - before;
+}
+
+static uint64_t receive(struct run *run, struct connection *connection) {
+    ssize_t got = recv(connection->fd, connection->buffer + connection->buffered,
+                       sizeof connection->buffer - connection->buffered, MSG_DONTWAIT);
+    if (got <= 0) {
+        fail("the server hung up");
+    }
+    connection->buffered += (size_t)got;
+    uint64_t at_ns = now_ns();
+    uint64_t count = take_replies(run, connection, at_ns);
+    if (count > 0 && at_ns < run->end_ns) {
+        ask(connection, run->protocol, count, at_ns);
+    }
+    return count;
+}
+
+static void drive(struct run *run, struct connection *connections, size_t count, uint64_t depth) {
+    int epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+    uint64_t in_flight = 0;
+    for (size_t i = 0; i < count; i++) {
+        struct epoll_event event = {.events = EPOLLIN, .data.ptr = &connections[i]};
+        epoll_ctl(epoll_fd, EPOLL_CTL_ADD, connections[i].fd, &event);
+        ask(&connections[i], run->protocol, depth, now_ns());
+    }
+    do {
+        struct epoll_event events[256];
+        int ready = epoll_wait(epoll_fd, events, 256, GIVE_UP_MS);
+        if (ready <= 0 && errno != EINTR) {
+            fail("no reply within 5 s");
+        }
+        for (int i = 0; i < ready; i++) {
+            receive(run, events[i].data.ptr);
+        }
+        in_flight = 0;
+        for (size_t i = 0; now_ns() >= run->end_ns && i < count; i++) {
+            in_flight += connections[i].sent - connections[i].received;
+        }
+    } while (now_ns() < run->end_ns || in_flight > 0);
+}
+
+int main(int argc, char **argv) {
+    static const struct protocol pharaoh = {pharaoh_request, pharaoh_reply}, redis = {redis_request, redis_reply};
+    if (argc != 6) {
+        fail("usage: load pharaoh|redis SOCKET CONNECTIONS DEPTH SECONDS");
+    }
+    size_t count = (size_t)atol(argv[3]);
+    uint64_t depth = (uint64_t)atol(argv[4]);
+    double seconds = atof(argv[5]);
+    if (count < 1 || depth < 1 || depth > DEPTH_MAX || seconds <= 0) {
+        fail("out of range");
+    }
+    struct connection *connections = calloc(count, sizeof *connections);
+    for (size_t i = 0; i < count; i++) {
+        connections[i].fd = connect_to(argv[2]);
+    }
+    struct run run = {.protocol = strcmp(argv[1], "redis") == 0 ? &redis : &pharaoh};
+    size_t capacity = (size_t)((seconds + 1) * REPLIES_PER_SECOND_MAX);
+    run.ids = record_new(capacity);
+    run.latencies_ns = record_new(capacity);
+    run.start_ns = now_ns() + WARM_UP_NS;
+    run.end_ns = run.start_ns + (uint64_t)(seconds * (double)NS_PER_S);
+    drive(&run, connections, count, depth);
+    if (run.replies == 0) {
+        fail("no reply came");
+    }
+    printf("{\"per_second\": %.1f, ", (double)run.replies / seconds);
+    print_quantiles("latency_ns", &run.latencies_ns);
+    printf(", ");
+    print_verified(&run.ids);
+    printf("}\n");
+    return 0;
+}

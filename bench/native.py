@@ -1,0 +1,61 @@
+"""The C programs of bench/csrc: built at run time, so that no side of a comparison is limited by Python."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+RING_C = ROOT / "libpharaoh" / "csrc" / "ph_ring.c"
+WATCHDOG_S = 120.0
+
+
+class BenchError(Exception):
+    """A program of the bench failed: there is no result."""
+
+
+@cache
+def build(program: str) -> Path:
+    """The path of a program of bench/csrc, built anew. Raises BenchError."""
+    sources = [str(ROOT / "bench" / "csrc" / f"{program}.c"), *([str(RING_C)] if program == "ring" else [])]
+    target = ROOT / "build" / "bench" / program
+    target.parent.mkdir(parents=True, exist_ok=True)
+    flags = ["-std=gnu11", "-O3", "-g", "-pthread", "-Wall", "-Wextra", "-Werror", f"-I{RING_C.parent}"]
+    command = [os.environ.get("CC", "cc"), *flags, *sources, "-o", str(target)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode != 0:
+        raise BenchError(f"building {program}: {result.stderr}")
+    return target
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a program found. It ends without one when an id repeats or does not rise."""
+
+    per_second: float
+    ids: int
+    """Received and verified."""
+    first: int
+    last: int
+    """The bounds of those ids."""
+    cpu_share: float = 0.0
+    """Of one core, used by the program itself."""
+    latency_ns: dict[str, float] | None = None
+    """{"share": nanoseconds}: so much or less in that share of all cases, as are the next."""
+    pop_ps: dict[str, float] | None = None
+
+
+def run(program: str, *arguments: object, descriptors: Sequence[int] = ()) -> Report:
+    """Runs one to its end. Raises BenchError, also when the ids it received are not what they have to be."""
+    command = [str(build(program)), *map(str, arguments)]
+    result = subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=WATCHDOG_S, pass_fds=tuple(descriptors)
+    )
+    if result.returncode != 0:
+        raise BenchError(f"{' '.join(command[1:])}: {result.stderr.strip() or result.returncode}")
+    return Report(**json.loads(result.stdout))

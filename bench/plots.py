@@ -1,0 +1,105 @@
+"""The plots of a run: ratios beside their bars, throughput by connections, latencies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bench.measure import Bar, Comparison, Verdict
+from bench.peers import module
+
+
+def draw(comparisons: Sequence[Comparison], directory: Path) -> list[Path]:
+    """Writes PNG files; returns those that there was something to draw for. Raises Skipped without matplotlib."""
+    module("matplotlib").use("Agg")
+    pyplot = module("matplotlib.pyplot")
+    found = [ratios(pyplot, comparisons), throughput(pyplot, comparisons), latencies(pyplot, comparisons)]
+    paths = []
+    for name, figure in zip(("ratios", "throughput", "latency"), found, strict=True):
+        if figure is not None:
+            path = directory / f"{name}.png"
+            figure.savefig(path, dpi=110, bbox_inches="tight", metadata={"Software": None})
+            pyplot.close(figure)
+            paths.append(path)
+    return paths
+
+
+def progress(bar: Bar, value: float) -> float:
+    """How far a figure is: 1 at the bar, more beyond it, whichever direction is the good one."""
+    if bar.at_most:
+        return bar.limit / value if value else float("inf")
+    return value / bar.limit
+
+
+def ratios(pyplot: Any, comparisons: Sequence[Comparison]) -> Any:
+    """How far each figure is, in bars: right of the line is reached."""
+    judged: list[tuple[Verdict, Bar]] = [
+        (verdict, verdict.bar)
+        for comparison in comparisons
+        for verdict in comparison.verdicts()
+        if verdict.bar is not None
+    ]
+    if not judged:
+        return None
+    figure, axes = pyplot.subplots(figsize=(9, 1 + 0.45 * len(judged)))
+    names = [f"{one.what}{' / ' + one.peer if one.peer else ''}  ({bar})" for one, bar in judged]
+    lengths = [progress(bar, one.value) for one, bar in judged]
+    colours = ["tab:green" if one.reached else "tab:red" for one, _ in judged]
+    axes.barh(names, lengths, color=colours)
+    for row, (one, _) in enumerate(judged):
+        axes.text(lengths[row], row, f" {one.value:.3g} {one.unit}", va="center", fontsize=8)
+    axes.axvline(1, color="black", linewidth=1)
+    axes.set_xscale("log")
+    axes.margins(x=0.15)
+    axes.invert_yaxis()
+    axes.set_xlabel("figure beside its bar (1 = the bar; to the right is better)")
+    return figure
+
+
+def throughput(pyplot: Any, comparisons: Sequence[Comparison]) -> Any:
+    group = [comparison for comparison in comparisons if comparison.group]
+    if not group:
+        return None
+    figure, axes = pyplot.subplots(figsize=(7, 4.5))
+    for name in [series.name for series in group[0].series]:
+        points = [(one.at, series) for one in group for series in one.series if series.name == name]
+        middles = [series.median for _, series in points]
+        below = [series.median - min(series.values) for _, series in points]
+        above = [max(series.values) - series.median for _, series in points]
+        axes.errorbar([at for at, _ in points], middles, yerr=[below, above], marker="o", capsize=3, label=name)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xticks([one.at for one in group], [f"{one.at:g}" for one in group])
+    axes.minorticks_off()
+    axes.set_xlabel("connections, one request in flight on each")
+    axes.set_ylabel("requests per second (median, all rounds)")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return figure
+
+
+def latencies(pyplot: Any, comparisons: Sequence[Comparison]) -> Any:
+    """Latency over the share of slower cases, both on log axes: 0.01 is p99."""
+    timed = [one for one in comparisons if one.series[0].latency_ns is not None and one.unit != "µs"]
+    if not timed:
+        return None
+    columns = min(3, len(timed))
+    rows = -(-len(timed) // columns)
+    figure, grid = pyplot.subplots(rows, columns, figsize=(5 * columns, 3.6 * rows), squeeze=False)
+    for axes in grid.flat[len(timed) :]:
+        axes.axis("off")
+    for axes, comparison in zip(grid.flat, timed, strict=False):
+        for series in comparison.series:
+            points = {1 - float(share): ns / 1000 for share, ns in (series.latency_ns or {}).items() if share != "1"}
+            axes.plot(points.keys(), points.values(), marker=".", label=series.name)
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.invert_xaxis()
+        axes.set_title(f"{comparison.part}: {comparison.what}", fontsize=9)
+        axes.set_xlabel("share of slower cases", fontsize=8)
+        axes.set_ylabel("µs", fontsize=8)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=7)
+    figure.tight_layout()
+    return figure
