@@ -326,6 +326,7 @@ static enum ph_outcome clock_accept(struct call *call) {
     int64_t jump_ns = call->worker->clock.jump_ns;
     ph_clock_accept(&call->worker->clock);
     ph_worker_refresh_time(call->worker);
+    ph_worker_renew_ceiling(call->worker); /* so that an idle worker's successor knows of it too */
     ph_worker_log(call->worker, PH_LOG_WARNING, "clock accepted by uid %u: virtual time moved on by %lld ms",
                   (unsigned)uid, (long long)(jump_ns / 1000000));
     ph_put_reply(call->writer, call->request->message_id);

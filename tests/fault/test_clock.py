@@ -152,6 +152,11 @@ def test_far_future_is_followed_only_on_command() -> None:
         accepted = at.daemon.ctl("-o", "json", "clock", "accept")
         assert accepted.returncode == 0, accepted.stderr
         assert json.loads(accepted.stdout)[0]["moved_ms"] > ahead_ms - SLACK_MS
+        accepted_tick = ledger.tick_of(ids[-1], LAYOUT) + (ahead_ms - SLACK_MS) * LAYOUT.sequence_count
+        wait_until(
+            lambda: ceiling_in(at.daemon.obelisk(0)) > accepted_tick, "it is durable, though nobody asks for ids"
+        )
+        crash_worker(at.daemon)
         ids.append(draw_id(at.daemon))
         assert abs(offset_ms_of(ids[-1]) - ahead_ms) < SLACK_MS
         wait_until(lambda: at.daemon.worker(0).clock_jump_ms == 0, "the alarm is over")
