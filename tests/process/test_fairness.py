@@ -13,10 +13,10 @@ from collections.abc import Iterator
 from multiprocessing.synchronize import Event
 from typing import Any
 
-import libpharaoh
 import msgpack
 import pytest
 
+import libpharaoh
 from tests.support.daemon import Daemon, short_directory
 
 IDS_PER_MS = 8192
@@ -68,15 +68,18 @@ def test_bulk_requests_leave_others_their_share(
     rings: bool, count: int, ids_of_others_max: int, connections: int
 ) -> None:
     """ids_of_others_max: how many ids may go to the greedy one for each that the victim gets, on average."""
-    with short_directory() as directory, Daemon(directory, coordinators=1) as daemon:
-        with libpharaoh.connect(daemon.socket, rings=rings) as victim:
-            with greedy(daemon.socket, connections, "next_ids", [IDS_PER_MS], 4):
-                before = victim.stats()["ids_socket"]
-                ids = [victim.next_id() for _ in range(count)]
-                to_others = victim.stats()["ids_socket"] - before
-        assert len(set(ids)) == count
-        assert to_others > 0, "nobody was greedy"
-        assert to_others < count * ids_of_others_max, f"{to_others / count:.0f} ids went to others for each of ours"
+    with (
+        short_directory() as directory,
+        Daemon(directory, coordinators=1) as daemon,
+        libpharaoh.connect(daemon.socket, rings=rings) as victim,
+        greedy(daemon.socket, connections, "next_ids", [IDS_PER_MS], 4),
+    ):
+        before = victim.stats()["ids_socket"]
+        ids = [victim.next_id() for _ in range(count)]
+        to_others = victim.stats()["ids_socket"] - before
+    assert len(set(ids)) == count
+    assert to_others > 0, "nobody was greedy"
+    assert to_others < count * ids_of_others_max, f"{to_others / count:.0f} ids went to others for each of ours"
 
 
 def test_a_flooded_link_serves_everybody() -> None:
