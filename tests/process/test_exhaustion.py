@@ -142,14 +142,14 @@ def test_killed_clients_leave_nothing(directory: Path, effort: float) -> None:
         before = descriptors(pid)
         killed = 0
         while killed < total:
-            children = [client_to_be_killed(daemon.socket, number) for number in range(min(50, total - killed))]
+            children = [client_to_be_killed(daemon.socket, number) for number in range(min(40, total - killed))]
             for child, ready in children:
                 assert os.read(ready, 1) == b"."
                 os.close(ready)
                 os.kill(child, signal.SIGKILL)
                 os.waitpid(child, 0)
             killed += len(children)
-            # 64 rings are all there are: those of the dead must have come back for the next fifty.
+            # 64 rings are all there are: those of the dead must have come back for the next forty.
             wait_until(lambda: daemon.worker(0).rings == 0, "the rings come back")
         wait_until(lambda: daemon.worker(0).connections == 0, "the connections come back")
         assert descriptors(pid) == before
@@ -165,6 +165,7 @@ def client_to_be_killed(path: str, number: int) -> tuple[int, int]:
     if pid:
         os.close(said)
         return pid, ready
+    signal.alarm(60)  # nobody stays behind when the test fails
     with contextlib.suppress(PharaohError):
         connection = Connection.connect(path, time.monotonic() + PATIENCE_S)
         connection.request_descriptors("attach", ["to be killed", None], 3, time.monotonic() + PATIENCE_S)
