@@ -83,9 +83,10 @@ class Comparison:
     """Contestant → what the ratio ours / theirs has to be; under our own name, what our figure has to be."""
     extra_bars: dict[str, Bar] = field(default_factory=dict)
     """The same for entries of our `extra`."""
-    group: str = ""
-    """Comparisons of one group and rising `at` make one line of a plot."""
-    at: float = 0.0
+    connections: int = 0
+    """Not 0: a point of the plot of throughput by connections."""
+    latency_plot: str = ""
+    """Not "": the title of a plot of latencies."""
 
     @property
     def ours(self) -> Series:

@@ -26,11 +26,12 @@ def build(program: str) -> Path:
     target = ROOT / "build" / "bench" / program
     target.parent.mkdir(parents=True, exist_ok=True)
     flags = ["-std=gnu11", "-O3", "-g", "-pthread", "-Wall", "-Wextra", "-Werror", f"-I{RING_C.parent}"]
-    command = [os.environ.get("CC", "cc"), *flags, *sources, "-o", str(target)]
+    finished = target.with_name(f"{program}.{os.getpid()}")  # another run may be using the old one
+    command = [os.environ.get("CC", "cc"), *flags, *sources, "-o", str(finished)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode != 0:
         raise BenchError(f"building {program}: {result.stderr}")
-    return target
+    return finished.rename(target)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,9 @@ from typing import Any
 
 from bench.measure import Bar, Comparison, Verdict
 from bench.peers import module
+from bench.report import number
+
+SCALE = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20)
 
 
 def draw(comparisons: Sequence[Comparison], directory: Path) -> list[Path]:
@@ -48,29 +51,33 @@ def ratios(pyplot: Any, comparisons: Sequence[Comparison]) -> Any:
     colours = ["tab:green" if one.reached else "tab:red" for one, _ in judged]
     axes.barh(names, lengths, color=colours)
     for row, (one, _) in enumerate(judged):
-        axes.text(lengths[row], row, f" {one.value:.3g} {one.unit}", va="center", fontsize=8)
+        axes.text(lengths[row], row, f" {number(one.value)} {one.unit}", va="center", fontsize=8)
     axes.axvline(1, color="black", linewidth=1)
     axes.set_xscale("log")
-    axes.margins(x=0.15)
+    low, high = 0.7 * min(1, *lengths), 2 * max(1, *lengths)
+    axes.set_xlim(low, high)
+    ticks = [tick for tick in SCALE if low <= tick <= high]
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.minorticks_off()
     axes.invert_yaxis()
     axes.set_xlabel("figure beside its bar (1 = the bar; to the right is better)")
     return figure
 
 
 def throughput(pyplot: Any, comparisons: Sequence[Comparison]) -> Any:
-    group = [comparison for comparison in comparisons if comparison.group]
+    group = [comparison for comparison in comparisons if comparison.connections]
     if not group:
         return None
     figure, axes = pyplot.subplots(figsize=(7, 4.5))
     for name in [series.name for series in group[0].series]:
-        points = [(one.at, series) for one in group for series in one.series if series.name == name]
+        points = [(one.connections, series) for one in group for series in one.series if series.name == name]
         middles = [series.median for _, series in points]
         below = [series.median - min(series.values) for _, series in points]
         above = [max(series.values) - series.median for _, series in points]
         axes.errorbar([at for at, _ in points], middles, yerr=[below, above], marker="o", capsize=3, label=name)
     axes.set_xscale("log")
     axes.set_yscale("log")
-    axes.set_xticks([one.at for one in group], [f"{one.at:g}" for one in group])
+    axes.set_xticks([one.connections for one in group], [f"{one.connections}" for one in group])
     axes.minorticks_off()
     axes.set_xlabel("connections, one request in flight on each")
     axes.set_ylabel("requests per second (median, all rounds)")
@@ -81,7 +88,7 @@ def throughput(pyplot: Any, comparisons: Sequence[Comparison]) -> Any:
 
 def latencies(pyplot: Any, comparisons: Sequence[Comparison]) -> Any:
     """Latency over the share of slower cases, both on log axes: 0.01 is p99."""
-    timed = [one for one in comparisons if one.series[0].latency_ns is not None and one.unit != "µs"]
+    timed = [one for one in comparisons if one.latency_plot]
     if not timed:
         return None
     columns = min(3, len(timed))
@@ -96,7 +103,7 @@ def latencies(pyplot: Any, comparisons: Sequence[Comparison]) -> Any:
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.invert_xaxis()
-        axes.set_title(f"{comparison.part}: {comparison.what}", fontsize=9)
+        axes.set_title(comparison.latency_plot, fontsize=9)
         axes.set_xlabel("share of slower cases", fontsize=8)
         axes.set_ylabel("µs", fontsize=8)
         axes.grid(alpha=0.3)

@@ -49,7 +49,9 @@ def ring_c(context: Context) -> list[Comparison]:
 
     ids = Comparison("ring-c", "ids from one ring", PERCENT, take_turns({OURS: measure}, context.rounds))
     ids.bars, ids.extra_bars = {OURS: Bar(98, False, PERCENT)}, CPU_BAR
-    return [ids, Comparison("ring-c", "one pop, checked", "ns", ids.told(POP), {OURS: Bar(8, True, "ns")})]
+    pop = Comparison("ring-c", "one pop, checked", "ns", ids.told(POP), {OURS: Bar(8, True, "ns")})
+    pop.latency_plot = "ring-c: one pop, mean of a run of them"
+    return [ids, pop]
 
 
 def next_ids(context: Context) -> list[Comparison]:
@@ -101,7 +103,8 @@ def strict_c(context: Context) -> list[Comparison]:
             native.run("load", "redis", peer.socket, 1, 1, context.seconds), values
         )
     bars = {OURS: Bar(1500, True, "ns"), "Redis INCR": Bar(0.2, True)}
-    return [Comparison("strict", "one timestamp, C, p50", "ns", take_turns(contestants, context.rounds), bars)]
+    taken = take_turns(contestants, context.rounds)
+    return [Comparison("strict", "one timestamp, C, p50", "ns", taken, bars, latency_plot="strict: one timestamp, C")]
 
 
 def latency_sample(report: native.Report, verifier: Verifier) -> Sample:
@@ -124,7 +127,8 @@ def strict_python(context: Context) -> list[Comparison]:
                 context.skip(str(why))
         contestants = {name: timed(call, context.seconds) for name, call in calls.items()}
         taken = take_turns(contestants, context.rounds)
-    return [Comparison("strict", "one timestamp, Python, p50", "ns", taken)]
+    plot = "strict: one timestamp, Python"
+    return [Comparison("strict", "one timestamp, Python, p50", "ns", taken, latency_plot=plot)]
 
 
 def timed(call: Callable[[], int], seconds: float) -> Callable[[], Sample]:

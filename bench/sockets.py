@@ -38,9 +38,9 @@ def socket(context: Context) -> list[Comparison]:
         if in_flight > 1:
             what += f" × {in_flight} in flight"
         bars = dict(BARS.get((connections, in_flight), {}))
-        throughput = Comparison("socket", what, "requests/s", taken, bars)
+        throughput = Comparison("socket", what, "requests/s", taken, bars, latency_plot=f"socket: {what}")
         if in_flight == 1:
-            throughput.group, throughput.at = "requests per second by connections, one in flight each", connections
+            throughput.connections = connections
         found.append(throughput)
         if (connections, in_flight) == (1, 1):
             found.append(round_trip(throughput))

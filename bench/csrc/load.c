@@ -192,13 +192,13 @@ int main(int argc, char **argv) {
     run.start_ns = now_ns() + WARM_UP_NS;
     run.end_ns = run.start_ns + (uint64_t)(seconds * (double)NS_PER_S);
     drive(&run, connections, count, depth);
-    if (run.replies == 0) {
-        fail("no reply came");
-    }
-    printf("{\"per_second\": %.1f, ", (double)run.replies / seconds);
-    print_quantiles("latency_ns", &run.latencies_ns);
-    printf(", ");
+    printf("{");
     print_verified(&run.ids);
+    if (run.replies == 0) {
+        fail("no reply came after warming up");
+    }
+    printf(", \"per_second\": %.1f, ", (double)run.replies / seconds);
+    print_quantiles("latency_ns", &run.latencies_ns);
     printf("}\n");
     return 0;
 }
