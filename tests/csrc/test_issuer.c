@@ -10,8 +10,8 @@
 #include "issuer.h"
 #include "random.h"
 
-static const struct ph_layout layouts[] = {{41, 10, 13, 0}, {41, 9, 14, 0}, {40, 10, 14, 0}, {38, 10, 16, 0},
-                                           {44, 10, 10, 0}, {44, 4, 16, 0}};
+static const struct ph_layout layouts[] = {{41, 10, 13, 0}, {41, 9, 14, 0},  {40, 10, 14, 0},
+                                           {38, 10, 16, 0}, {44, 10, 10, 0}, {44, 4, 16, 0}};
 #define LAYOUTS (sizeof layouts / sizeof layouts[0])
 
 static struct ph_issuer new_issuer(const struct ph_layout *layout, uint64_t next_tick) {
