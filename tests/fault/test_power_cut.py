@@ -27,7 +27,7 @@ from tests.support.loopfs import MISSING, LoopFs, loop_fs
 
 pytestmark = [
     pytest.mark.root,
-    pytest.mark.timeout(1800),
+    pytest.mark.timeout(600),
     pytest.mark.skipif(MISSING is not None, reason=f"needs {MISSING}"),
 ]
 
@@ -180,16 +180,16 @@ def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def cutting(shim: Path, file_system: LoopFs, count_file: Path, cut_at: int) -> tuple[str, ...]:
-    count_file.write_bytes(bytes(8))
+    count_file.write_bytes(bytes(16))
     values = {"LD_PRELOAD": shim, "CUT_AT": cut_at, "CUT_MOUNT": file_system.mount_point, "CUT_COUNT": count_file}
     return ("env", *(f"{name}={value}" for name, value in values.items()))
 
 
-def run_until_cut_or_live(daemon: Daemon, count_file: Path, cut_at: int) -> list[int]:
+def run_until_cut(daemon: Daemon, count_file: Path) -> list[int]:
     """A first start that meets its cut; the ids that a client got from it, if any."""
 
     def met() -> bool:
-        return int.from_bytes(count_file.read_bytes(), "little") >= cut_at or not daemon.alive()
+        return struct.unpack("<QQ", count_file.read_bytes())[1] == 1 or not daemon.alive()
 
     daemon.spawn()
     received: list[int] = []
@@ -201,6 +201,10 @@ def run_until_cut_or_live(daemon: Daemon, count_file: Path, cut_at: int) -> list
     return received
 
 
+def ticks_of(ids: list[int]) -> dict[int, int]:
+    return ledger.highest_ticks([[ledger.Run(id, 1, 0, 0) for id in ids]], LAYOUT)
+
+
 def test_a_cut_at_each_step_of_the_first_start(directory: Path, file_system: LoopFs, shim: Path) -> None:
     """F3, F1: before each write, sync and rename from the empty directory to the first renewals, the power goes.
 
@@ -209,16 +213,21 @@ def test_a_cut_at_each_step_of_the_first_start(directory: Path, file_system: Loo
     count_file = directory / "count"
     daemon = new_daemon(directory, file_system, cutting(shim, file_system, count_file, 0))
     with daemon:
-        steps = int.from_bytes(count_file.read_bytes(), "little")
+        steps, _ = struct.unpack("<QQ", count_file.read_bytes())
     assert steps > 20, "the steps of a first start are not seen"
+    served = 0
     for cut_at in range(1, steps + 8):
         file_system.unmount()
         file_system.make()
         file_system.mount()
         daemon.prefix = cutting(shim, file_system, count_file, cut_at)
         try:
-            received = run_until_cut_or_live(daemon, count_file, cut_at)
+            received = run_until_cut(daemon, count_file)
             file_system.remount()
+            if received:
+                for coordinator, tick in ticks_of(received).items():
+                    assert tick < ceilings_on_medium(daemon)[coordinator], f"issued unreserved at step {cut_at}"
+                served += 1
             daemon.prefix = ()
             daemon.start()
             with libpharaoh.connect(daemon.socket) as client:
@@ -227,6 +236,7 @@ def test_a_cut_at_each_step_of_the_first_start(directory: Path, file_system: Loo
             daemon.kill()
         assert not set(received) & set(again), f"repeated after a cut at step {cut_at}"
         assert len(again) == 10_000
+    assert served > 3, "no cut came after the first ids"
 
 
 def test_a_cut_at_a_random_moment_of_the_first_start(

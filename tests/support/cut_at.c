@@ -1,7 +1,7 @@
 /*
  * Preloaded into a daemon: cuts the power of a mounted ext4 just before the CUT_AT'th call that writes, syncs or
- * renames there, counted over the daemon and everything that it forks. With CUT_AT=0 it only counts. The count is kept
- * in the file CUT_COUNT, of 8 bytes, elsewhere.
+ * renames there, counted over the daemon and everything that it forks. With CUT_AT=0 it only counts. The file CUT_COUNT
+ * elsewhere holds two words: the count, and whether the power is cut.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -25,9 +25,9 @@ static dev_t device;
 __attribute__((constructor)) static void begin(void) {
     struct stat status;
     int fd = open(getenv("CUT_COUNT"), O_RDWR | O_CLOEXEC);
-    mount_point = getenv("CUT_MOUNT");
+    mount_point = strdup(getenv("CUT_MOUNT")); /* the daemon writes its title over its environment */
     cut_at = strtoull(getenv("CUT_AT"), NULL, 10);
-    count = mmap(NULL, sizeof *count, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    count = mmap(NULL, 2 * sizeof *count, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     if (fd < 0 || count == MAP_FAILED || stat(mount_point, &status) != 0) {
         abort();
     }
@@ -43,6 +43,7 @@ static void step(void) {
             abort();
         }
         close(fd);
+        __atomic_store_n(&count[1], 1, __ATOMIC_SEQ_CST);
     }
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -122,14 +123,12 @@ class Daemon:
         return self.process.wait(WATCHDOG_S)
 
     def kill(self) -> None:
-        """SIGKILL for the supervisor and every worker, and waits until they are gone."""
-        if self.process is None:
+        """SIGKILL for the supervisor and all that it has forked, and waits until they are gone."""
+        if self.process is None or self.process.poll() is not None:
             return
-        pids = self.worker_pids() if self.process.poll() is None else {}
-        pidfds = []
-        for pid in [self.process.pid, *pids.values()]:
-            with contextlib.suppress(ProcessLookupError):
-                pidfds.append(os.pidfd_open(pid))
+        self.process.send_signal(signal.SIGSTOP)  # so that it forks no more
+        wait_until(lambda: stopped(self.pid), "a supervisor that stands still")
+        pidfds = [os.pidfd_open(pid) for pid in (self.pid, *children(self.pid))]
         for pidfd in pidfds:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(pidfd, signal.SIGKILL)
@@ -137,6 +136,12 @@ class Daemon:
         for pidfd in pidfds:
             wait_until(lambda fd=pidfd: ended(fd), "killed processes gone")  # type: ignore[misc]
             os.close(pidfd)
+
+    @property
+    def pid(self) -> int:
+        """The supervisor's."""
+        assert self.process is not None
+        return self.process.pid
 
     def alive(self) -> bool:
         return self.process is not None and self.process.poll() is None
@@ -178,6 +183,13 @@ class Daemon:
 
 
 def ended(pidfd: int) -> bool:
-    import select
-
     return bool(select.select([pidfd], [], [], 0)[0])
+
+
+def stopped(pid: int) -> bool:
+    """Stopped by a signal, or dead and not yet waited for."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "TtZX"
+
+
+def children(pid: int) -> list[int]:
+    return [int(text) for text in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
