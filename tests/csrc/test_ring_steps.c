@@ -228,26 +228,39 @@ static unsigned steps_to_return(pid_t pid) {
     return steps;
 }
 
-/* The instructions at a pop's end that a wiped page no longer stops: those after the last look at `alive`. */
+/* Wipes the page after so many steps into a pop. 0: it ended before; otherwise *left is what it still ran to an id. */
+static int wipe_at(unsigned steps, unsigned *left) {
+    struct trial trial;
+    new_trial(&trial);
+    begin(&trial, &scenes[AT_HAND]);
+    int in_pop = step(trial.client, steps);
+    *left = 0;
+    if (in_pop) {
+        wipe(&trial);
+        unsigned ran = steps_to_return(trial.client);
+        go_on(trial.client);
+        REQUIRE(stopped_by(trial.client) == SIGSTOP);
+        *left = shared->first[0] != 0 ? ran : 0;
+    }
+    end_killed(trial.client);
+    ph_producer_close(&trial.producer);
+    return in_pop;
+}
+
+/*
+ * The instructions at a pop's end that a wiped page no longer stops: those after the last look at `alive`. Tried more
+ * than once: a clock that is being updated costs a trial a few steps, and with them the instruction that it was for.
+ */
 static unsigned steps_after_look(void) {
     unsigned longest = 0;
-    unsigned steps = 0;
-    for (int in_pop = 1; in_pop && steps < STEPS_MAX; steps++) {
-        struct trial trial;
-        new_trial(&trial);
-        begin(&trial, &scenes[AT_HAND]);
-        in_pop = step(trial.client, steps);
-        if (in_pop) {
-            wipe(&trial);
-            unsigned left = steps_to_return(trial.client);
-            go_on(trial.client);
-            REQUIRE(stopped_by(trial.client) == SIGSTOP);
-            longest = shared->first[0] != 0 && left > longest ? left : longest;
+    for (int round = 0; round < 4; round++) {
+        unsigned left;
+        for (unsigned steps = 0; steps < STEPS_MAX && wipe_at(steps, &left); steps++) {
+            CHECK(steps > 0 || left == 0); /* at the first instruction the look lies ahead */
+            longest = left > longest ? left : longest;
         }
-        end_killed(trial.client);
-        ph_producer_close(&trial.producer);
     }
-    CHECK(longest > 0 && longest < steps);
+    CHECK(longest > 0);
     return longest;
 }
 
