@@ -45,6 +45,7 @@ def run(parts: Sequence[str], context: Context) -> list[Comparison]:
     for name in parts:
         print(f"{name} …", file=sys.stderr, flush=True)
         found += PARTS[name](context)
+        context.end_part()
     return found
 
 
@@ -79,11 +80,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with Context(quick=options.quick, rounds=rounds) as context:
             comparisons = run(chosen(options.parts), context)
-            redis = context.redis_version()
     except BenchError as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
-    page = publish(comparisons, facts | ({"redis": redis} if redis else {}), context.skipped, directory)
+    page = publish(
+        comparisons,
+        facts | ({"redis": context.redis_version} if context.redis_version else {}),
+        context.skipped,
+        directory,
+    )
     print(page)
     print(f"written to {directory}", file=sys.stderr)
     return 0

@@ -22,6 +22,8 @@ class Context:
         self.seconds = 0.2 if quick else 1.0
         """Of one contestant in one round."""
         self.skipped: list[str] = []
+        self.redis_version = ""
+        """Of the one that was measured, if any was."""
         self._stack = ExitStack()
         self._peers: dict[bool, Redis | None] = {}
 
@@ -29,11 +31,16 @@ class Context:
         # Not the system's temporary directory, which is often in memory: a sync has to cost what it costs.
         (ROOT / "build").mkdir(exist_ok=True)
         self.scratch = Path(tempfile.mkdtemp(prefix="b-", dir=ROOT / "build"))
-        self._stack.callback(shutil.rmtree, self.scratch, ignore_errors=True)
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.end_part()
+        shutil.rmtree(self.scratch, ignore_errors=True)
+
+    def end_part(self) -> None:
+        """Stops all that was started for a part, and drops its files, so that the next one has the machine."""
         self._stack.close()
+        self._peers.clear()
 
     def daemon(self) -> Daemon:
         """A fresh one, with one coordinator: one serving thread, as redis-server has."""
@@ -41,22 +48,24 @@ class Context:
 
     def idle_daemon(self) -> Daemon:
         """One that is not started yet, and the caller's to stop."""
-        return Daemon(Path(tempfile.mkdtemp(prefix="p", dir=self.scratch)))
+        return Daemon(self._directory("p"))
 
     def redis(self, *, durable: bool) -> Redis | None:
         """The one with or without appendfsync always; None when it cannot be had, which is noted."""
         if durable not in self._peers:
             try:
-                peer = Redis(self.scratch / ("redis-durable" if durable else "redis"), durable=durable)
-                self._peers[durable] = self._stack.enter_context(peer)
+                peer = self._stack.enter_context(Redis(self._directory("r"), durable=durable))
+                self._peers[durable] = peer
+                self.redis_version = peer.version()
             except Skipped as why:
                 self._peers[durable] = None
                 self.skip(str(why))
         return self._peers[durable]
 
-    def redis_version(self) -> str | None:
-        """Of the one that was measured, if any was."""
-        return next((peer.version() for peer in self._peers.values() if peer is not None), None)
+    def _directory(self, prefix: str) -> Path:
+        directory = Path(tempfile.mkdtemp(prefix=prefix, dir=self.scratch))
+        self._stack.callback(shutil.rmtree, directory, ignore_errors=True)
+        return directory
 
     def skip(self, what: str) -> None:
         """Names what could not be measured."""

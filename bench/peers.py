@@ -78,8 +78,9 @@ class Redis:
 
     def __enter__(self) -> Self:
         command, environment = redis_command()
-        self.directory.mkdir()
         persistence = ["--appendonly", "yes", "--appendfsync", "always"] if self._durable else ["--appendonly", "no"]
+        # Its log is not rewritten meanwhile: that would be another program's load.
+        persistence += ["--auto-aof-rewrite-percentage", "0"]
         options = ["--port", "0", "--unixsocket", self.socket, "--dir", str(self.directory), "--save", "", *persistence]
         with open(self.directory / "log", "ab") as log:
             self._process = subprocess.Popen(
