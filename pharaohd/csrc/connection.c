@@ -376,7 +376,7 @@ void ph_connections_resume(struct ph_worker *worker) {
 void ph_connections_check_deadlines(struct ph_worker *worker) {
     uint64_t deadline_ns = worker->config.frame_deadline_ms * NS_PER_MS;
     struct ph_connection *connection = LIST_FIRST(&worker->connections);
-    while (connection != NULL) {
+    while (connection != NULL && !connection->closed) { /* closing one may close the next: the rest a second later */
         struct ph_connection *next = LIST_NEXT(connection, all);
         int half_frame = connection->input_length > 0 && may_serve(worker, connection) &&
                          worker->monotonic_ns - connection->frame_started_ns > deadline_ns;

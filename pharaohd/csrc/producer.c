@@ -170,7 +170,8 @@ uint64_t ph_producer_refill(struct ph_producer *producer, struct ph_supply *supp
             break;
         }
         uint64_t ms = ph_ms_of_tick(&supply->issuer->layout, run.first_tick);
-        uint64_t age_ns = supply->now_ms > ms ? (supply->now_ms - ms) * NS_PER_MS : 0;
+        uint64_t whole_ms = supply->now_ms > ms ? supply->now_ms - ms : 0;
+        uint64_t age_ns = whole_ms * NS_PER_MS + supply->ns_into_ms;
         write_slot(producer, &run, supply->monotonic_ns + producer->max_age_ns - age_ns);
         given += run.count;
     }

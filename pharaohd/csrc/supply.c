@@ -123,6 +123,7 @@ void ph_worker_supply(struct ph_worker *worker, uint64_t max_age_ns, struct ph_s
     supply->limit_tick = min_u64(limit, ph_tick_end(&worker->issuer.layout));
     supply->ceiling_tick = ph_syncer_durable(&worker->syncer);
     supply->now_ms = worker->now_ms;
+    supply->ns_into_ms = (uint64_t)(worker->virtual_ns % NS_PER_MS);
     supply->monotonic_ns = worker->monotonic_ns;
 }
 

@@ -208,13 +208,15 @@ static void test_deadlines(void) {
     struct rig rig;
     rig_open(&rig);
     rig.supply.now_ms = 103;
+    rig.supply.ns_into_ms = 700000;
     rig.supply.limit_tick = ph_tick_of_ms(&layout, 104);
     CHECK_EQ_U64(ph_producer_refill(&rig.producer, &rig.supply, 4 * 8192), 4 * 8192);
     CHECK_EQ_U64(rig.producer.head, 4);
     for (uint64_t i = 0; i < 4; i++) {
         CHECK_EQ_U64(rig.producer.grants->slots[i].first_tick, ph_tick_of_ms(&layout, 100 + i));
         CHECK_EQ_U64(rig.producer.grants->slots[i].count, 8192);
-        CHECK_EQ_U64(rig.producer.grants->slots[i].deadline_ns, rig.supply.monotonic_ns + AGE_NS - (3 - i) * MS);
+        CHECK_EQ_U64(rig.producer.grants->slots[i].deadline_ns,
+                     rig.supply.monotonic_ns + AGE_NS - (3 - i) * MS - 700000);
     }
     rig_close(&rig);
 }
