@@ -39,7 +39,7 @@ static void rig_open(struct rig *rig) {
     REQUIRE(ph_producer_open(&rig->producer, &rig->issuer, AGE_NS) == 0);
     rig->client = mmap(NULL, PH_RING_SEGMENT_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, rig->producer.client_fd, 0);
     REQUIRE(rig->client != MAP_FAILED);
-    rig->supply = (struct ph_supply){&rig->issuer, 0, EVER, EVER, 100, 1000 * MS};
+    rig->supply = (struct ph_supply){&rig->issuer, 0, EVER, EVER, 100, 0, 1000 * MS};
 }
 
 static void rig_close(struct rig *rig) {
