@@ -73,7 +73,7 @@ static void rig_close(struct rig *rig) {
 }
 
 static uint64_t refill(struct rig *rig, uint64_t count) {
-    struct ph_supply supply = {&rig->issuer, 0, EVER, EVER, 100, monotonic_ns()};
+    struct ph_supply supply = {&rig->issuer, 0, EVER, EVER, 100, 0, monotonic_ns()};
     return ph_producer_refill(&rig->producer, &supply, count);
 }
 

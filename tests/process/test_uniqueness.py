@@ -215,7 +215,7 @@ def test_expired_grants_are_not_handed_out(directory: Path) -> None:
 
 
 def test_age_of_ring_ids(directory: Path, effort: float) -> None:
-    """An id of a ring was no older than max_age_ms, counted from the start of its millisecond, when it was asked for."""
+    """An id of a ring, counted from its millisecond's start, was no older than max_age_ms when it was asked for."""
     max_age_ms = 5
     oldest_ms = 0
     rng = random.Random(1)
