@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 C_FILES = $(wildcard libpharaoh/csrc/*.[ch] pharaohd/csrc/*.[ch])
-ALL_C_FILES = $(C_FILES) $(wildcard tests/csrc/*.[ch])
+ALL_C_FILES = $(C_FILES) $(wildcard tests/csrc/*.[ch] bench/csrc/*.[ch])
 PY_DIRS = $(sort $(dir $(wildcard $(addsuffix /*.py,libpharaoh pharaohd tools bench demo tests))))
 
 # command=Debian package, for the tests that mount file systems, enter namespaces and check models.

@@ -279,8 +279,9 @@ static int answered(const struct ph_ring *ring, uint64_t number) {
     return ph_load_acquire(&ring->grants->answer_number) == number; /* pairs with ph_producer_answer() */
 }
 
-static int await_answer(struct ph_ring *ring, uint64_t number, uint64_t timeout_ns) {
-    for (unsigned spin = 0; spin < STRICT_SPINS; spin++) {
+/* Looks for a while when the worker is awake; a worker that has to be woken may need this very core. */
+static int await_answer(struct ph_ring *ring, uint64_t number, int awake, uint64_t timeout_ns) {
+    for (unsigned spin = 0; awake && spin < STRICT_SPINS; spin++) {
         if (answered(ring, number)) {
             return 1;
         }
@@ -307,10 +308,11 @@ static uint64_t exchange(struct ph_ring *ring, uint64_t after, uint64_t flags, u
     ph_store_relaxed(&ring->client->request_after, after);
     ph_store_relaxed(&ring->client->request_flags, flags);
     ph_store_seq_cst(&ring->client->request_number, number); /* pairs with ph_producer_request() and its sleep */
-    if (!ph_load_seq_cst(&ring->grants->polling)) {
+    int awake = ph_load_seq_cst(&ring->grants->polling) != 0;
+    if (!awake) {
         ring_doorbell(ring);
     }
-    if (!await_answer(ring, number, timeout_ns)) {
+    if (!await_answer(ring, number, awake, timeout_ns)) {
         int open = ph_load_acquire(&ring->grants->state) == PH_RING_OPEN;
         ph_store_relaxed(&ring->strict_status, open ? PH_RING_TIMED_OUT : PH_RING_REVOKED);
         return 0;
