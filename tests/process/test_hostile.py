@@ -213,6 +213,18 @@ def test_connects_without_end(daemon: Daemon, effort: float) -> None:
     assert resident_bytes(daemon) - rss < 8 << 20
 
 
+def test_a_flood_of_violations_is_a_few_lines() -> None:
+    """F37: whoever is cut off for nonsense comes back at once, and fills no disk with lines about it."""
+    with short_directory() as directory, Daemon(directory, coordinators=1) as daemon:
+        for _ in range(1000):
+            with raw(daemon) as sock:
+                sock.sendall(b"\xc1")
+                assert closed_by_daemon(sock)
+        wait_until(lambda: "more lines were left out" in daemon.log(), "the rest is counted")
+        assert daemon.worker(0).violations == 1000
+        assert daemon.log().count("malformed frame") < 500
+
+
 class Attached:
     """A ring in the hands of somebody who does not follow its rules."""
 
