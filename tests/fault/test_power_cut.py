@@ -252,7 +252,8 @@ def test_a_cut_at_a_random_moment_of_the_first_start(
         daemon = new_daemon(directory, file_system)
         try:
             daemon.spawn()
-            wait_until(daemon.state_dir.exists, "the state directory")
+            wait_until(lambda one=daemon: one.state_dir.exists() or not one.alive(), "the state directory")  # type: ignore[misc]
+            assert daemon.alive(), daemon.log()
             time.sleep(rng.uniform(0, 0.05))
             file_system.cut()
             daemon.kill()
