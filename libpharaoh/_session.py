@@ -104,12 +104,14 @@ class Session:
     def retry(self, deadline: float, attempt: Callable[[], _T]) -> _T:
         """Repeats a request for as long as its error may pass. Every repetition gets new ids; the lost ones burn."""
         backoff = Backoff(deadline)
+        told: PharaohError | None = None
         while True:
             try:
                 return attempt()
             except PharaohError as error:
                 if not passes(error) or not backoff.sleep():
-                    raise
+                    raise telling(error, told) from None
+                told = telling(error, told)
 
     def call(self, method: str, params: list[Any]) -> Any:
         """One request by socket. Takes the lock itself."""
@@ -347,6 +349,11 @@ class Session:
 def passes(error: PharaohError) -> bool:
     """Whether asking this host again may help. A connect has used up its time by itself."""
     return error.retryable and not isinstance(error, ConnectFailedError)
+
+
+def telling(error: PharaohError, before: PharaohError | None) -> PharaohError:
+    """Of two failed attempts, what the caller should hear: a last one cut short must not hide what the daemon said."""
+    return before if before is not None and isinstance(error, TimedOutError) else error
 
 
 def checked_id(result: object) -> int:

@@ -23,7 +23,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from libpharaoh._framing import MSGID_END, ReplyDecoder, encode_request
-from libpharaoh._session import Session, checked_id, checked_runs, passes
+from libpharaoh._session import Session, checked_id, checked_runs, passes, telling
 from libpharaoh._socket import PROTOCOL, Backoff, Hello, parse_hello, passing
 from libpharaoh.client import (
     IDS_PER_CALL_MAX,
@@ -193,13 +193,15 @@ class AsyncClient:
     async def _retry(self, attempt: Callable[[float], Awaitable[_T]]) -> _T:
         """Repeats a request for as long as its error may pass. `attempt` is given the deadline."""
         backoff = Backoff(time.monotonic() + self._timeout)
+        told: PharaohError | None = None
         while True:
             try:
                 return await attempt(backoff.deadline)
             except PharaohError as error:
                 pause = backoff.next_pause() if passes(error) else None
                 if pause is None:
-                    raise
+                    raise telling(error, told) from None
+                told = telling(error, told)
                 await asyncio.sleep(pause)
 
     async def _runs_once(self, count: int, deadline: float) -> list[tuple[int, int]]:

@@ -142,7 +142,8 @@ def inspect(path: str | Path) -> ObeliskReport:
     raw = ffi.new("struct ph_identity *")
     file_id, version = ffi.new("uint64_t *"), ffi.new("uint32_t *")
     if not lib.ph_obelisk_decode_identity(data, raw, file_id, version):
-        what = f"format version {version[0]} is not known" if version[0] > lib.PH_OBELISK_VERSION else "damaged"
+        foreign = version[0] not in (0, lib.PH_OBELISK_VERSION)
+        what = f"format version {version[0]} is not known" if foreign else "damaged"
         return ObeliskReport(str(path), version[0], None, (), None, (*problems, f"identity page: {what}"))
     identity = read_identity(raw)
     records = tuple(decode_record(data, slot, raw, file_id[0], identity) for slot in (0, 1))

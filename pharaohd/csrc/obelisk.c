@@ -103,8 +103,9 @@ int ph_obelisk_decode_identity(const uint8_t *file, struct ph_identity *identity
     struct identity_sector sector;
     memcpy(&sector, file, sizeof sector);
     memset(identity, 0, sizeof *identity);
-    *version = sector.magic == IDENTITY_MAGIC ? sector.version : 0;
-    if (sector.magic != IDENTITY_MAGIC || sector.crc != sector_crc(&sector)) {
+    int whole = sector.magic == IDENTITY_MAGIC && sector.crc == sector_crc(&sector);
+    *version = whole ? sector.version : 0;
+    if (!whole || sector.version != PH_OBELISK_VERSION) {
         return 0;
     }
     *file_id = sector.file_id;
@@ -247,15 +248,11 @@ static int read_whole(struct ph_obelisk *obelisk, uint8_t *file, struct ph_fault
 static int recover(struct ph_obelisk *obelisk, const uint8_t *file, struct ph_fault *fault) {
     uint32_t version;
     if (!ph_obelisk_decode_identity(file, &obelisk->identity, &obelisk->file_id, &version)) {
-        if (version > PH_OBELISK_VERSION) {
+        if (version != 0 && version != PH_OBELISK_VERSION) {
             return ph_fault_set(fault, PH_ERR_OBELISK_TOO_NEW, "%s has format version %u; this pharaohd knows %d",
                                 obelisk->path, version, PH_OBELISK_VERSION);
         }
         return ph_fault_set(fault, PH_ERR_OBELISK_CORRUPT, "the identity page of %s is damaged", obelisk->path);
-    }
-    if (version != PH_OBELISK_VERSION) {
-        return ph_fault_set(fault, PH_ERR_OBELISK_TOO_NEW, "%s has format version %u; this pharaohd knows %d",
-                            obelisk->path, version, PH_OBELISK_VERSION);
     }
     struct ph_record records[2];
     for (uint32_t slot = 0; slot < 2; slot++) {

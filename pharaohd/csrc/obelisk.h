@@ -92,7 +92,10 @@ int ph_obelisk_write(struct ph_obelisk *obelisk, uint64_t ceiling, const struct 
 int ph_obelisk_settle(struct ph_obelisk *obelisk, struct ph_fault *fault);
 void ph_obelisk_close(struct ph_obelisk *obelisk);
 
-/* Decodes a whole file's bytes (PH_OBELISK_BYTES) without judging them; for inspection and tests. */
+/*
+ * Both decode a whole file's bytes (PH_OBELISK_BYTES). An identity of another version is not decoded, but *version says
+ * which it is; magic, version and checksum are in the same places in every version. *version is 0: damaged.
+ */
 int ph_obelisk_decode_identity(const uint8_t *file, struct ph_identity *identity, uint64_t *file_id, uint32_t *version);
 void ph_obelisk_decode_record(const uint8_t *file, uint32_t slot, const struct ph_identity *identity, uint64_t file_id,
                               struct ph_record *record);

@@ -21,6 +21,7 @@ from libpharaoh import Client, parse
 from libpharaoh._ring import Ring
 from libpharaoh.errors import (
     AfterTooFarError,
+    CeilingStalledError,
     ClientClosedError,
     ConnectFailedError,
     InvalidArgumentError,
@@ -321,6 +322,13 @@ def test_lasting_failures_are_raised_at_the_deadline(plain: FakeDaemon) -> None:
         plain.behaviours["stats"].extend([Silence()] * 100)
         with pytest.raises(TimedOutError):
             client.stats()
+
+
+def test_what_the_daemon_said_is_raised_rather_than_a_last_attempt_s_time_out(plain: FakeDaemon) -> None:
+    with libpharaoh.connect(plain.path, timeout=0.3) as client:
+        plain.behaviours["ping"].extend([CeilingStalledError(), *[Silence()] * 100])
+        with pytest.raises(CeilingStalledError):
+            client.ping()
 
 
 def test_a_late_reply_is_never_taken_for_another_s(plain: FakeDaemon) -> None:

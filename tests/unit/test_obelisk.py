@@ -40,6 +40,15 @@ def now() -> int:
     return tick(time.time_ns() // 1_000_000)
 
 
+def crc32c(data: bytes) -> int:
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = (crc >> 1) ^ (0x82F63B78 * (crc & 1))
+    return crc ^ 0xFFFFFFFF
+
+
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "0005.obelisk"
@@ -235,6 +244,7 @@ def test_no_repair_touches_the_file_of_a_newer_version(path: Path) -> None:
     make(path, 8192)
     content = bytearray(path.read_bytes())
     content[8] = 2
+    content[508:512] = crc32c(content[:508]).to_bytes(4, "little")
     path.write_bytes(content)
     with pytest.raises(ObeliskTooNewError):
         obelisk.bump(path, IDENTITY, create_missing=True)
