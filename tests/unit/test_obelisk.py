@@ -244,7 +244,7 @@ def test_no_repair_touches_the_file_of_a_newer_version(path: Path) -> None:
     make(path, 8192)
     content = bytearray(path.read_bytes())
     content[8] = 2
-    content[508:512] = crc32c(content[:508]).to_bytes(4, "little")
+    content[508:512] = crc32c(bytes(content[:508])).to_bytes(4, "little")
     path.write_bytes(content)
     with pytest.raises(ObeliskTooNewError):
         obelisk.bump(path, IDENTITY, create_missing=True)
