@@ -18,7 +18,7 @@ from typing import Self
 
 from libpharaoh.errors import ConnectFailedError, ProtocolViolationError
 from pharaohd import manifest
-from pharaohd.stats import Reader, WorkerState, WorkerStats
+from pharaohd.stats import Reader, WorkerState, WorkerStats, page_name, unlink
 
 ROOT = Path(__file__).parents[2]
 WATCHDOG_S = 30.0
@@ -180,6 +180,7 @@ class Daemon:
 
     def __exit__(self, *_: object) -> None:
         self.kill()
+        unlink(page_name(str(self.runtime_dir)))  # whose directory no other daemon will ever take over
 
 
 def ended(pidfd: int) -> bool:
