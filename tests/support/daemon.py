@@ -36,11 +36,13 @@ def wait_until(condition: Callable[[], object], what: str, timeout_s: float = WA
 
 @contextlib.contextmanager
 def short_directory() -> Iterator[Path]:
-    """A directory whose name is short enough for sockets."""
+    """A directory whose name is short enough for sockets. Killed daemons' statistics pages go with it."""
     directory = Path(tempfile.mkdtemp(prefix="ph", dir="/tmp"))
     try:
         yield directory
     finally:
+        for runtime_dir in directory.rglob("run"):
+            unlink(page_name(str(runtime_dir)))
         shutil.rmtree(directory, ignore_errors=True)
 
 
@@ -180,7 +182,6 @@ class Daemon:
 
     def __exit__(self, *_: object) -> None:
         self.kill()
-        unlink(page_name(str(self.runtime_dir)))  # whose directory no other daemon will ever take over
 
 
 def ended(pidfd: int) -> bool:
