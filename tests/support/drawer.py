@@ -25,6 +25,10 @@ from tests.support.ledger import Ledger, Run, read, rows
 RETRY_S = 0.002
 
 
+TIMED = ("socket", "strict")
+"""The kinds whose ledger notes when each call began and returned."""
+
+
 def draw(client: Client, kind: str, batch: int) -> Sequence[int]:
     if kind == "strict":
         return [client.get_timestamp()]
@@ -44,7 +48,7 @@ def main(path: str, ledger_path: str, kind: str, batch: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     ledger = Ledger(ledger_path)
     client = connected(path, kind)
-    timed = kind in ("socket", "strict")
+    timed = kind in TIMED
     said = False
     while True:
         called_ns = time.monotonic_ns()
@@ -67,6 +71,7 @@ class Drawer:
     def __init__(self, socket: str, ledger: Path, kind: str, batch: int = 256) -> None:
         self.ledger = ledger
         self.kind = kind
+        self.timed = kind in TIMED
         command = [sys.executable, "-m", "tests.support.drawer", socket, str(ledger), kind, str(batch)]
         self.process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
 
