@@ -50,14 +50,14 @@ IDS_PER_DRAW = 20 * 112
 def raw_fork() -> int:
     """A fork past every hook of libc's and Python's."""
     number = SYS_FORK.get(platform.machine())
-    syscall = ctypes.CDLL(None, use_errno=True).syscall
+    syscall = ctypes.PyDLL(None, use_errno=True).syscall  # keeps the GIL: a child's other threads are gone
     if number is not None:
         return int(syscall(number))
     return int(syscall(SYS_CLONE[platform.machine()], int(signal.SIGCHLD), 0, 0, 0, 0))
 
 
 def raw_clone() -> int:
-    syscall = ctypes.CDLL(None, use_errno=True).syscall
+    syscall = ctypes.PyDLL(None, use_errno=True).syscall  # keeps the GIL: a child's other threads are gone
     return int(syscall(SYS_CLONE[platform.machine()], int(signal.SIGCHLD), 0, 0, 0, 0))
 
 

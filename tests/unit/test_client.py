@@ -80,7 +80,8 @@ def in_child(work: Callable[[], bool], fork: Callable[[], int] = os.fork) -> Non
 def raw_clone() -> int:
     """A fork past the C library's and the interpreter's hooks."""
     number = {"x86_64": 56, "aarch64": 220}[os.uname().machine]
-    return int(ctypes.CDLL(None).syscall(number, int(signal.SIGCHLD), None, None, None, None))
+    # PyDLL keeps the GIL: the child has no other thread that could give it back.
+    return int(ctypes.PyDLL(None).syscall(number, int(signal.SIGCHLD), None, None, None, None))
 
 
 # --- arguments
