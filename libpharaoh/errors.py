@@ -135,6 +135,89 @@ class KeyTooLongError(RequestError):
     hint = "hello names the limits; use a digest of the key"
 
 
+class FencedError(RequestError):
+    """FENCED (4010): the token is older than one that this counter has seen."""
+
+    code = 4010
+    name = "FENCED"
+    retryable = False
+    message = "the token is older than one that this counter has seen"
+    hint = (
+        "a newer session of this client id has taken over, or a later sequence of this session: stop, or "
+        "create_session again"
+    )
+
+
+class SessionForgottenError(RequestError):
+    """SESSION_FORGOTTEN (4011): the token's session is older than those that this counter remembers."""
+
+    code = 4011
+    name = "SESSION_FORGOTTEN"
+    retryable = False
+    message = "the token's session is older than those that this counter remembers"
+    hint = "whether its last request was carried out is no longer known: create_session, and go on with the new one"
+
+
+class CounterExhaustedError(RequestError):
+    """COUNTER_EXHAUSTED (4012): the counter has no values left."""
+
+    code = 4012
+    name = "COUNTER_EXHAUSTED"
+    retryable = False
+    message = "the counter has no values left"
+    hint = "offsets end at 2^63, generations and schema ids at 2^31: use another name"
+
+
+class CounterLimitError(RequestError):
+    """COUNTER_LIMIT (4013): the coordinator holds as many counters as it may."""
+
+    code = 4013
+    name = "COUNTER_LIMIT"
+    retryable = False
+    message = "the coordinator holds as many counters as it may"
+    hint = "raise counters.counters_max, or use fewer names; counters are never removed"
+
+
+class CounterLowerError(RequestError):
+    """COUNTER_LOWER (4014): a counter is never lowered."""
+
+    code = 4014
+    name = "COUNTER_LOWER"
+    retryable = False
+    message = "a counter is never lowered"
+    hint = "`pharaohctl counters read` shows where it stands"
+
+
+class CounterUnknownError(RequestError):
+    """COUNTER_UNKNOWN (4015): no counter of this kind and name was ever used."""
+
+    code = 4015
+    name = "COUNTER_UNKNOWN"
+    retryable = False
+    message = "no counter of this kind and name was ever used"
+    hint = "`pharaohctl counters list` shows those that were"
+
+
+class SchemaInvalidError(RequestError):
+    """SCHEMA_INVALID (4016): the schema is not valid for its type, or too long."""
+
+    code = 4016
+    name = "SCHEMA_INVALID"
+    retryable = False
+    message = "the schema is not valid for its type, or too long"
+    hint = "types are json, avro and bytes; hello names the limits"
+
+
+class SchemaUnknownError(RequestError):
+    """SCHEMA_UNKNOWN (4017): no schema has this id."""
+
+    code = 4017
+    name = "SCHEMA_UNKNOWN"
+    retryable = False
+    message = "no schema has this id"
+    hint = "`pharaohctl schema list` shows those that are registered here"
+
+
 class UnavailableError(RequestError):
     """UNAVAILABLE (5001): no live coordinator can serve this request at the moment."""
 
@@ -173,6 +256,26 @@ class ShuttingDownError(RequestError):
     retryable = True
     message = "the coordinator is stopping"
     hint = "retry; a restart takes well under a second"
+
+
+class StorageFullError(RequestError):
+    """STORAGE_FULL (5005): there is no room on the disk for more dense values."""
+
+    code = 5005
+    name = "STORAGE_FULL"
+    retryable = True
+    message = "there is no room on the disk for more dense values"
+    hint = "make room on the disk under host.state_dir; nothing was counted"
+
+
+class SchemasUnusableError(RequestError):
+    """SCHEMAS_UNUSABLE (5006): the schemas of this coordinator cannot be read or written."""
+
+    code = 5006
+    name = "SCHEMAS_UNUSABLE"
+    retryable = False
+    message = "the schemas of this coordinator cannot be read or written"
+    hint = "see the daemon's log; restore the NNNN.schemas file beside the Obelisk"
 
 
 class ConnectFailedError(ClientError):
@@ -438,6 +541,39 @@ class ManifestError(StartError):
     exit_status = 95
 
 
+class CountersMissingError(StartError):
+    """COUNTERS_MISSING (7017): the Obelisk says that its coordinator has counted, but the file of its
+    counters is missing or older than that.
+    """
+
+    code = 7017
+    name = "COUNTERS_MISSING"
+    retryable = False
+    message = (
+        "the Obelisk says that its coordinator has counted, but the file of its counters is missing or older than "
+        "that"
+    )
+    hint = (
+        "restore the file, or `pharaohctl obelisk bump N --drop-counters` and then raise each counter above what was "
+        "handed out"
+    )
+    exit_status = 96
+
+
+class CountersCorruptError(StartError):
+    """COUNTERS_CORRUPT (7018): the file of the counters is damaged or of another coordinator."""
+
+    code = 7018
+    name = "COUNTERS_CORRUPT"
+    retryable = False
+    message = "the file of the counters is damaged or of another coordinator"
+    hint = (
+        "restore the file, or `pharaohctl obelisk bump N --drop-counters` and then raise each counter above what was "
+        "handed out"
+    )
+    exit_status = 97
+
+
 class SyncFailedError(StartError):
     """SYNC_FAILED (7101): a write or sync of the Obelisk failed; the worker gave up at once and its successor
     reserves anew.
@@ -483,10 +619,20 @@ by_code: dict[int, type[PharaohError]] = {
     4007: RingLimitError,
     4008: WrongCoordinatorError,
     4009: KeyTooLongError,
+    4010: FencedError,
+    4011: SessionForgottenError,
+    4012: CounterExhaustedError,
+    4013: CounterLimitError,
+    4014: CounterLowerError,
+    4015: CounterUnknownError,
+    4016: SchemaInvalidError,
+    4017: SchemaUnknownError,
     5001: UnavailableError,
     5002: CeilingStalledError,
     5003: TimeExhaustedError,
     5004: ShuttingDownError,
+    5005: StorageFullError,
+    5006: SchemasUnusableError,
     6001: ConnectFailedError,
     6002: TimedOutError,
     6003: ConnectionLostError,
@@ -510,6 +656,8 @@ by_code: dict[int, type[PharaohError]] = {
     7014: NetworkFileSystemError,
     7015: GroupUnknownError,
     7016: ManifestError,
+    7017: CountersMissingError,
+    7018: CountersCorruptError,
     7101: SyncFailedError,
     7102: ObeliskLostError,
     7103: InternalError,

@@ -134,6 +134,17 @@ def parse_owns(value: object) -> tuple[int, ...]:
     return tuple(sorted(numbers))
 
 
+def parse_reserve(value: object) -> tuple[str, ...]:
+    """`"offset, group:batch-*"` or a list of such → ("offset", "group:batch-*"). `""` → ()."""
+    parts = [part for part in value.split(",") if value.strip()] if isinstance(value, str) else value
+    if not isinstance(parts, list) or not all(isinstance(part, str) for part in parts):
+        raise ValueError
+    patterns = tuple(part.strip() for part in parts)
+    if not all(re.fullmatch(r"(group|offset)(:[^\0\n]{1,255})?", pattern) for pattern in patterns):
+        raise ValueError
+    return patterns
+
+
 def parse_mode(value: object) -> int:
     if not isinstance(value, str) or not re.fullmatch(r"0[0-7]{3}", value) or int(value, 8) & 0o600 != 0o600:
         raise ValueError
@@ -148,6 +159,7 @@ GROUP = text(r"(?:[A-Za-z0-9_][A-Za-z0-9._-]{0,31})?", 'a group\'s name, or ""')
 LAYOUT = Check("string", "MS-COORDINATOR-SEQUENCE bits: 38 to 44, 0 to 10, 8 to 16, together 64", parse_layout)
 EPOCH = Check("string", "an RFC 3339 time in UTC, whole milliseconds, from 1970 on", parse_epoch)
 OWNS = Check("string or list", 'numbers and ranges, each number once: "0-3,8" or [0, 1, 8]; "" for all', parse_owns)
+RESERVE = Check("string or list", 'kinds ("group", "offset") or kind:pattern, as in "offset:log-*"', parse_reserve)
 MODE = Check("string", 'four octal digits, readable and writable by the owner: "0600" or "0660" or "0666"', parse_mode)
 
 
@@ -196,6 +208,22 @@ class Obelisk:
     window_ms: int = setting(
         250, integer(10, 60_000), "How far ahead a ceiling is reserved: one sync per window, and a crash loses at most "
         "this much of the id space. Up to 2 s more while syncs are slow.", unit="ms",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    reserve: tuple[str, ...] = setting(
+        "", RESERVE, "Dense counters that reserve ahead: far more values per second, at the price of a gap after a "
+        "crash. A kind, or a kind and a pattern of names (`*`, `?`, `[…]`).",
+    )  # fmt: skip
+    reserve_ahead: int = setting(
+        1024, integer(1, 1 << 30), "How many values such a counter reserves at once, and may skip after a crash.",
+        unit="values",
+    )  # fmt: skip
+    counters_max: int = setting(
+        10_000_000, integer(1, 1 << 31), "Dense counters per coordinator: some 100 bytes of memory each.",
+        unit="counters",
     )  # fmt: skip
 
 
@@ -278,6 +306,7 @@ class Settings:
     cluster: Cluster = field(default_factory=Cluster)
     host: Host = field(default_factory=Host)
     obelisk: Obelisk = field(default_factory=Obelisk)
+    counters: Counters = field(default_factory=Counters)
     ring: Ring = field(default_factory=Ring)
     rpc: Rpc = field(default_factory=Rpc)
     clock: Clock = field(default_factory=Clock)
@@ -290,7 +319,7 @@ class Settings:
 
 
 SECTIONS: dict[str, Any] = {
-    "cluster": Cluster, "host": Host, "obelisk": Obelisk, "ring": Ring, "rpc": Rpc, "clock": Clock, "worker": Worker,
+    "cluster": Cluster, "host": Host, "obelisk": Obelisk, "counters": Counters, "ring": Ring, "rpc": Rpc, "clock": Clock, "worker": Worker,
     "log": Log,
 }  # fmt: skip
 
