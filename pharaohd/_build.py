@@ -11,7 +11,10 @@ from tools.headers import COMPILE_ARGS, declarations, struct
 HERE = Path(__file__).parent
 SOURCES = HERE / "csrc"
 CLIENT_SOURCES = HERE.parent / "libpharaoh" / "csrc"
-FILES = ["clock", "connection", "frame", "link", "methods", "obelisk", "producer", "ring", "supply", "syncer", "worker"]
+FILES = [
+    "clock", "committer", "connection", "counters", "counting", "dense", "frame", "issuing", "journal", "link",
+    "methods", "obelisk", "producer", "ring", "supply", "syncer", "worker",
+]  # fmt: skip
 
 ffi = FFI()
 ffi.cdef("typedef int... off_t;")

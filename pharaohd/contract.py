@@ -25,6 +25,8 @@ class WorkerSpec:
     slot: int
     """Index of the worker's slot in the statistics page."""
     obelisk_path: str
+    counters_path: str
+    """The journal of dense counters, beside the Obelisk."""
     socket_path: str
     """rpc.sock, as clients name it; the sockets of single coordinators lie in `coordinators/` beside it."""
     listen_fd: int

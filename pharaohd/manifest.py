@@ -33,6 +33,10 @@ def obelisk_path(state_dir: str, coordinator: int) -> str:
     return os.path.join(obelisks_dir(state_dir), f"{coordinator:04d}.obelisk")
 
 
+def counters_path(state_dir: str, coordinator: int) -> str:
+    return os.path.join(obelisks_dir(state_dir), f"{coordinator:04d}.counters")
+
+
 def manifest_path(state_dir: str) -> str:
     return os.path.join(state_dir, "manifest.json")
 

@@ -319,8 +319,8 @@ class Settings:
 
 
 SECTIONS: dict[str, Any] = {
-    "cluster": Cluster, "host": Host, "obelisk": Obelisk, "counters": Counters, "ring": Ring, "rpc": Rpc, "clock": Clock,
-    "worker": Worker, "log": Log,
+    "cluster": Cluster, "host": Host, "obelisk": Obelisk, "counters": Counters, "ring": Ring, "rpc": Rpc,
+    "clock": Clock, "worker": Worker, "log": Log,
 }  # fmt: skip
 
 

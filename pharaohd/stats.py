@@ -85,6 +85,11 @@ class WorkerStats:
     clock_ahead_ms: int
     clock_jump_ms: int
     clock_steps_back: int
+    ids_dense: int
+    counters: int
+    commits: int
+    commit_ns_last: int
+    commit_ns_max: int
 
     @property
     def state_name(self) -> str:

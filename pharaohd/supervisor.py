@@ -189,6 +189,7 @@ class Supervisor:
             coordinator=worker.coordinator,
             slot=worker.slot,
             obelisk_path=manifest.obelisk_path(host.state_dir, worker.coordinator),
+            counters_path=manifest.counters_path(host.state_dir, worker.coordinator),
             socket_path=host.socket_path,
             listen_fd=self._premises.listen_fd,
             own_fd=self._premises.own_fd(worker.coordinator),

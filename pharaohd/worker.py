@@ -99,8 +99,13 @@ def make_config(spec: WorkerSpec) -> tuple[Any, list[Any]]:
     settings = spec.settings
     config = ffi.new("struct ph_worker_config *")
     endpoints = os.path.join(os.path.dirname(spec.socket_path), "coordinators")
-    texts = [ffi.new("char[]", os.fsencode(text)) for text in (spec.obelisk_path, endpoints, __version__)]
-    config.obelisk_path, config.endpoints, config.version = texts
+    strings = (
+        spec.obelisk_path, spec.counters_path, endpoints, __version__, settings.host.name, settings.cluster.name,
+        "".join(f"{pattern}\0" for pattern in settings.counters.reserve),
+    )  # fmt: skip
+    texts = [ffi.new("char[]", os.fsencode(text)) for text in strings]
+    config.obelisk_path, config.counters_path, config.endpoints, config.version = texts[:4]
+    config.host, config.cluster, config.reserve = texts[4:]
     obelisk.fill_identity(config.identity, obelisk.identity_for(settings, spec.coordinator))
     config.listen_fd, config.own_fd, config.control_fd = spec.listen_fd, spec.own_fd, spec.control_fd
     config.stats = ffi.cast("struct ph_stats_header *", spec.stats_address)
@@ -109,6 +114,8 @@ def make_config(spec: WorkerSpec) -> tuple[Any, list[Any]]:
     config.jump_ms_max = settings.clock.forward_jump_ms_max
     config.after_ms_max = settings.clock.after_ms_max
     config.slew_per_mille = settings.clock.slew_per_mille
+    config.reserve_ahead = settings.counters.reserve_ahead
+    config.counters_max = settings.counters.counters_max
     config.rings_max = settings.ring.rings_max
     config.connections_max = settings.rpc.connections_max
     config.connections_per_uid_max = settings.rpc.connections_per_uid_max

@@ -117,9 +117,14 @@ void ph_connection_close(struct ph_worker *worker, struct ph_connection *connect
     LIST_INSERT_HEAD(&worker->graveyard, connection, all);
 }
 
+/* One that is still counting stays until its batches are durable: their replies know it. */
 void ph_connections_bury(struct ph_worker *worker) {
-    while (!LIST_EMPTY(&worker->graveyard)) {
-        struct ph_connection *connection = LIST_FIRST(&worker->graveyard);
+    struct ph_connection *next;
+    for (struct ph_connection *connection = LIST_FIRST(&worker->graveyard); connection != NULL; connection = next) {
+        next = LIST_NEXT(connection, all);
+        if (connection->counting > 0) {
+            continue;
+        }
         LIST_REMOVE(connection, all);
         free(connection->ring);
         free(connection->input);
@@ -336,7 +341,7 @@ static void read_input(struct ph_worker *worker, struct ph_connection *connectio
 /* A peer that has stopped sending is gone once everything that it can still expect has left. */
 static int finished(const struct ph_connection *connection) {
     return connection->peer_done && !connection->is_waiting && connection->forwarded == 0 &&
-           connection->output_length == 0;
+           connection->counting == 0 && connection->output_length == 0;
 }
 
 void ph_connection_ready(struct ph_worker *worker, struct ph_connection *connection, uint32_t events) {

@@ -259,6 +259,11 @@ void ph_put_text(struct ph_writer *writer, const char *text) {
     ph_put_raw(writer, text, length);
 }
 
+void ph_put_binary(struct ph_writer *writer, const void *data, size_t length) {
+    put_number(writer, 0xc5, length, 2);
+    ph_put_raw(writer, data, length);
+}
+
 void ph_put_bool(struct ph_writer *writer, int value) { *room(writer, 1) = value ? 0xc3 : 0xc2; }
 
 void ph_put_nil(struct ph_writer *writer) { *room(writer, 1) = 0xc0; }

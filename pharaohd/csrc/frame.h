@@ -76,6 +76,7 @@ void ph_put_array(struct ph_writer *writer, uint32_t count);
 void ph_put_map(struct ph_writer *writer, uint32_t count);
 void ph_put_uint(struct ph_writer *writer, uint64_t value);
 void ph_put_text(struct ph_writer *writer, const char *text);
+void ph_put_binary(struct ph_writer *writer, const void *data, size_t length); /* 65535 bytes at most */
 void ph_put_bool(struct ph_writer *writer, int value);
 void ph_put_nil(struct ph_writer *writer);
 void ph_put_raw(struct ph_writer *writer, const void *data, size_t length);

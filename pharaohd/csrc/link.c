@@ -1,7 +1,8 @@
 /*
- * Connections to siblings: a request that another coordinator must serve goes there and its reply comes back on the
- * client's own connection. The request's number on the link is its place in the table; the reply is passed on unread.
- * A sibling that hangs up or does not answer in time costs its clients a retryable error, never a hang.
+ * Connections to siblings and to the router: a request that another process must serve goes there and its reply comes
+ * back on the client's own connection. The request's number on the link is its place in the table; the reply is passed on
+ * unread. One that hangs up or does not answer in time costs its clients a retryable error, never a hang, and is routed
+ * around for a while where another can serve.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -15,12 +16,16 @@
 #include "ph_errors.h"
 #include "worker.h"
 
-#define DEADLINE_NS UINT64_C(300000000)
+#define NS_PER_MS UINT64_C(1000000)
+#define SUSPECT_NS UINT64_C(1000000000)
+#define ABANDON_NS UINT64_C(10000000000) /* after so long without any reply the link itself is given up */
 
-static int connect_sibling(const struct ph_worker *worker, uint32_t coordinator) {
+static int connect_sibling(const struct ph_worker *worker, uint32_t target) {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
-    int length =
-        snprintf(address.sun_path, sizeof address.sun_path, "%s/%04u.sock", worker->config.endpoints, coordinator);
+    const char *endpoints = worker->config.endpoints;
+    size_t room = sizeof address.sun_path;
+    int length = target == PH_ROUTER ? snprintf(address.sun_path, room, "%s/router.sock", endpoints)
+                                     : snprintf(address.sun_path, room, "%s/%04u.sock", endpoints, target);
     int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
     if (fd >= 0 && (length >= (int)sizeof address.sun_path ||
                     connect(fd, (struct sockaddr *)(void *)&address, sizeof address) != 0)) {
@@ -30,18 +35,18 @@ static int connect_sibling(const struct ph_worker *worker, uint32_t coordinator)
     return fd;
 }
 
-static struct ph_link *link_to(struct ph_worker *worker, uint32_t coordinator) {
-    struct ph_link *link = worker->links[coordinator];
+static struct ph_link *link_to(struct ph_worker *worker, uint32_t target) {
+    struct ph_link *link = worker->links[target];
     if (link == NULL) {
         link = calloc(1, sizeof *link);
         if (link == NULL) {
             return NULL;
         }
-        link->coordinator = coordinator;
-        worker->links[coordinator] = link;
+        link->target = target;
+        worker->links[target] = link;
     }
     if (link->connection == NULL) {
-        int fd = connect_sibling(worker, coordinator);
+        int fd = connect_sibling(worker, target);
         link->connection = fd >= 0 ? ph_connection_open(worker, fd, PH_SOURCE_LINK) : NULL;
         if (link->connection == NULL) {
             return NULL;
@@ -61,26 +66,25 @@ static struct ph_forwarded *free_entry(struct ph_link *link) {
     return NULL;
 }
 
-int ph_link_forward(struct ph_worker *worker, struct ph_connection *connection, uint32_t coordinator,
-                    uint32_t message_id, const char *method, const struct ph_reader *params, uint32_t param_count) {
-    struct ph_link *link = link_to(worker, coordinator);
+int ph_link_forward(struct ph_worker *worker, struct ph_connection *connection, uint32_t target, const char *method,
+                    const struct ph_request *request, uint64_t patience_ms) {
+    struct ph_link *link = link_to(worker, target);
     struct ph_forwarded *entry = link != NULL ? free_entry(link) : NULL;
-    size_t params_length = (size_t)(params->end - params->at);
-    if (link == NULL || params_length > PH_REPLY_BYTES_MAX / 2) {
+    size_t params_length = (size_t)(request->params.end - request->params.at);
+    if (link == NULL || params_length > PH_FRAME_BYTES_MAX - 48) { /* 48: what stands before them, with room to spare */
         return PH_ERR_UNAVAILABLE;
     }
     if (entry == NULL) {
         return PH_LINK_FULL;
     }
-    uint8_t bytes[PH_REPLY_BYTES_MAX];
-    struct ph_writer frame = {bytes, 0, sizeof bytes};
+    struct ph_writer frame = {worker->passed_on, 0, sizeof worker->passed_on};
     ph_put_array(&frame, 4);
     ph_put_uint(&frame, PH_MESSAGE_REQUEST);
     ph_put_uint(&frame, (uint64_t)(entry - link->entries));
     ph_put_text(&frame, method);
-    ph_put_array(&frame, param_count);
-    ph_put_raw(&frame, params->at, params_length);
-    *entry = (struct ph_forwarded){connection, message_id, worker->monotonic_ns + DEADLINE_NS};
+    ph_put_array(&frame, request->param_count);
+    ph_put_raw(&frame, request->params.at, params_length);
+    *entry = (struct ph_forwarded){connection, request->message_id, worker->monotonic_ns + patience_ms * NS_PER_MS};
     link->in_use++;
     worker->forwarded_count++;
     connection->forwarded++;
@@ -89,13 +93,15 @@ int ph_link_forward(struct ph_worker *worker, struct ph_connection *connection, 
     return 0;
 }
 
-/* Frees an entry; returns the client that waits for it, if it is still there. */
-static struct ph_connection *release(struct ph_worker *worker, struct ph_link *link, struct ph_forwarded *entry) {
+int ph_link_suspect(const struct ph_worker *worker, uint32_t coordinator) {
+    const struct ph_link *link = worker->links[coordinator];
+    return link != NULL && worker->monotonic_ns < link->suspect_until_ns;
+}
+
+/* The client hears no more of this request; its number stays taken. Returns the client, if it is still there. */
+static struct ph_connection *detach(struct ph_worker *worker, struct ph_forwarded *entry) {
     struct ph_connection *client = entry->connection;
     entry->connection = NULL;
-    entry->deadline_ns = 0;
-    link->in_use--;
-    worker->forwarded_count--;
     if (client != NULL) {
         client->forwarded--;
         ph_connection_requeue(worker, client);
@@ -103,35 +109,40 @@ static struct ph_connection *release(struct ph_worker *worker, struct ph_link *l
     return client;
 }
 
+static void release(struct ph_worker *worker, struct ph_link *link, struct ph_forwarded *entry) {
+    entry->deadline_ns = 0;
+    link->in_use--;
+    worker->forwarded_count--;
+}
+
 void ph_link_reply(struct ph_worker *worker, struct ph_link *link, const struct ph_request *reply) {
     struct ph_forwarded *entry = &link->entries[reply->message_id % PH_IN_FLIGHT_MAX];
     if (entry->deadline_ns == 0) {
         return; /* it came after its deadline */
     }
-    uint32_t message_id = entry->message_id;
-    struct ph_connection *client = release(worker, link, entry);
+    struct ph_connection *client = detach(worker, entry);
     size_t rest = (size_t)(reply->params.end - reply->params.at);
-    if (client == NULL || rest > PH_REPLY_BYTES_MAX - 16) {
+    release(worker, link, entry);
+    link->suspect_until_ns = 0;
+    if (client == NULL) {
         return;
     }
-    uint8_t bytes[PH_REPLY_BYTES_MAX];
-    struct ph_writer frame = {bytes, 0, sizeof bytes};
+    struct ph_writer frame = {worker->passed_on, 0, sizeof worker->passed_on};
     ph_put_array(&frame, 4);
     ph_put_uint(&frame, PH_MESSAGE_RESPONSE);
-    ph_put_uint(&frame, message_id);
+    ph_put_uint(&frame, entry->message_id);
     ph_put_raw(&frame, reply->params.at, rest);
     ph_connection_send(worker, client, frame.data, frame.length);
 }
 
-static void give_up(struct ph_worker *worker, struct ph_link *link, struct ph_forwarded *entry, const char *why) {
-    uint32_t message_id = entry->message_id;
-    struct ph_connection *client = release(worker, link, entry);
+static void give_up(struct ph_worker *worker, struct ph_forwarded *entry, const char *why) {
+    struct ph_connection *client = detach(worker, entry);
     if (client == NULL) {
         return;
     }
     uint8_t bytes[1024];
     struct ph_writer frame = {bytes, 0, sizeof bytes};
-    ph_put_error(&frame, message_id, PH_ERR_UNAVAILABLE, why);
+    ph_put_error(&frame, entry->message_id, PH_ERR_UNAVAILABLE, why);
     ph_count(&worker->slot->errors, 1);
     ph_connection_send(worker, client, frame.data, frame.length);
 }
@@ -140,13 +151,14 @@ void ph_link_lost(struct ph_worker *worker, struct ph_link *link) {
     link->connection = NULL;
     for (uint32_t i = 0; i < PH_IN_FLIGHT_MAX && link->in_use > 0; i++) {
         if (link->entries[i].deadline_ns != 0) {
-            give_up(worker, link, &link->entries[i], "the coordinator hung up");
+            give_up(worker, &link->entries[i], "the coordinator hung up");
+            release(worker, link, &link->entries[i]);
         }
     }
 }
 
 void ph_link_forget(struct ph_worker *worker, const struct ph_connection *connection) {
-    for (uint32_t c = 0; c < PH_COORDINATOR_MAX && connection->forwarded > 0; c++) {
+    for (uint32_t c = 0; c < PH_LINKS_MAX && connection->forwarded > 0; c++) {
         struct ph_link *link = worker->links[c];
         for (uint32_t i = 0; link != NULL && i < PH_IN_FLIGHT_MAX; i++) {
             if (link->entries[i].connection == connection) {
@@ -156,17 +168,29 @@ void ph_link_forget(struct ph_worker *worker, const struct ph_connection *connec
     }
 }
 
-/*
- * A link on which a reply is overdue is dropped: its table may not be used again while replies to old numbers can
- * still arrive.
- */
+/* Returns 0 when no reply has come for so long that the link is given up. */
+static int check_deadline(struct ph_worker *worker, struct ph_link *link, struct ph_forwarded *entry) {
+    if (entry->deadline_ns == 0 || worker->monotonic_ns <= entry->deadline_ns) {
+        return 1;
+    }
+    if (entry->connection == NULL) {
+        return 0;
+    }
+    entry->deadline_ns = worker->monotonic_ns + ABANDON_NS;
+    if (worker->monotonic_ns >= link->suspect_until_ns) {
+        ph_worker_log(worker, PH_LOG_WARNING, "%s %04u did not answer in time",
+                      link->target == PH_ROUTER ? "router" : "coordinator", link->target);
+    }
+    link->suspect_until_ns = worker->monotonic_ns + SUSPECT_NS;
+    give_up(worker, entry, "no answer in time");
+    return 1;
+}
+
 void ph_links_check_deadlines(struct ph_worker *worker) {
-    for (uint32_t c = 0; c < PH_COORDINATOR_MAX && worker->forwarded_count > 0; c++) {
+    for (uint32_t c = 0; c < PH_LINKS_MAX && worker->forwarded_count > 0; c++) {
         struct ph_link *link = worker->links[c];
-        for (uint32_t i = 0; link != NULL && i < PH_IN_FLIGHT_MAX; i++) {
-            uint64_t deadline_ns = link->entries[i].deadline_ns;
-            if (deadline_ns != 0 && worker->monotonic_ns > deadline_ns && link->connection != NULL) {
-                ph_worker_log(worker, PH_LOG_WARNING, "coordinator %04u did not answer in 300 ms", link->coordinator);
+        for (uint32_t i = 0; link != NULL && link->in_use > 0 && i < PH_IN_FLIGHT_MAX; i++) {
+            if (!check_deadline(worker, link, &link->entries[i]) && link->connection != NULL) {
                 ph_connection_close(worker, link->connection);
                 break;
             }
@@ -175,7 +199,7 @@ void ph_links_check_deadlines(struct ph_worker *worker) {
 }
 
 void ph_links_free(struct ph_worker *worker) {
-    for (uint32_t c = 0; c < PH_COORDINATOR_MAX; c++) {
+    for (uint32_t c = 0; c < PH_LINKS_MAX; c++) {
         free(worker->links[c]);
     }
 }

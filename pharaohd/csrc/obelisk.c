@@ -56,7 +56,9 @@ struct record_sector {
     int64_t realtime_ns;
     int64_t boottime_ns;
     uint8_t boot_id[16];
-    uint8_t pad1[420];
+    uint64_t counters_id;
+    uint64_t counters_batch;
+    uint8_t pad1[404];
     uint32_t crc;
 };
 
@@ -134,6 +136,8 @@ static void encode_record(struct record_sector *sector, const struct ph_obelisk 
     sector->realtime_ns = record->sample.realtime_ns;
     sector->boottime_ns = record->sample.boottime_ns;
     memcpy(sector->boot_id, record->sample.boot_id, sizeof sector->boot_id);
+    sector->counters_id = record->counters_id;
+    sector->counters_batch = record->counters_batch;
     sector->crc = sector_crc(sector);
 }
 
@@ -149,6 +153,8 @@ void ph_obelisk_decode_record(const uint8_t *file, uint32_t slot, const struct p
     record->sample.realtime_ns = sector.realtime_ns;
     record->sample.boottime_ns = sector.boottime_ns;
     memcpy(record->sample.boot_id, sector.boot_id, sizeof sector.boot_id);
+    record->counters_id = sector.counters_id;
+    record->counters_batch = sector.counters_batch;
     record->valid = sector.magic == RECORD_MAGIC && sector.crc == sector_crc(&sector) && sector.slot == slot &&
                     sector.file_id == file_id && sector.coordinator == identity->coordinator &&
                     sector.ceiling <= ph_tick_end(&identity->layout);
@@ -171,7 +177,7 @@ static int write_new_file(int fd, const struct ph_identity *identity, uint64_t c
     return result;
 }
 
-static int sync_directory_of(const char *path) {
+int ph_sync_directory_of(const char *path) {
     char directory[512];
     snprintf(directory, sizeof directory, "%s", path);
     char *slash = strrchr(directory, '/');
@@ -201,7 +207,7 @@ int ph_obelisk_create(const char *path, const struct ph_identity *identity, uint
     int failed = write_new_file(fd, identity, ceiling);
     int error = errno;
     close(fd);
-    if (failed || rename(temporary, path) != 0 || sync_directory_of(path) != 0) {
+    if (failed || rename(temporary, path) != 0 || ph_sync_directory_of(path) != 0) {
         error = failed ? error : errno;
         unlink(temporary);
         return ph_fault_set(fault, PH_ERR_STATE_DIR_UNUSABLE, "creating %s: %s", path, strerror(error));
@@ -263,6 +269,8 @@ static int recover(struct ph_obelisk *obelisk, const uint8_t *file, struct ph_fa
     }
     int second = records[1].valid && (!records[0].valid || records[1].number > records[0].number);
     obelisk->newest = records[second];
+    obelisk->counters_id = obelisk->newest.counters_id;
+    obelisk->counters_batch = obelisk->newest.counters_batch;
     return 0;
 }
 
@@ -370,6 +378,8 @@ int ph_obelisk_write(struct ph_obelisk *obelisk, uint64_t ceiling, const struct 
                                .ceiling = ceiling,
                                .clean = clean,
                                .sample = *sample,
+                               .counters_id = obelisk->counters_id,
+                               .counters_batch = obelisk->counters_batch,
                                .valid = 1};
     struct record_sector sector;
     encode_record(&sector, obelisk, &record);

@@ -54,6 +54,9 @@ struct ph_record {
     uint64_t ceiling;
     int clean; /* the ceiling is the exact position of a clean stop */
     struct ph_clock_sample sample;
+    uint64_t counters_id; /* which journal of counters belongs to this file; 0: none yet */
+    uint64_t
+        counters_batch; /* one of its batches that was durable when this was written: an older journal is refused */
     int valid;
 };
 
@@ -70,6 +73,8 @@ struct ph_obelisk {
     uint64_t file_id;
     struct ph_identity identity;
     struct ph_record newest;
+    uint64_t counters_id; /* what the next record says */
+    uint64_t counters_batch;
     struct ph_obelisk_io io;
     char path[512];
 };
@@ -99,6 +104,9 @@ void ph_obelisk_close(struct ph_obelisk *obelisk);
 int ph_obelisk_decode_identity(const uint8_t *file, struct ph_identity *identity, uint64_t *file_id, uint32_t *version);
 void ph_obelisk_decode_record(const uint8_t *file, uint32_t slot, const struct ph_identity *identity, uint64_t file_id,
                               struct ph_record *record);
+
+/* Makes what happened to the names in a file's directory durable. Returns 0, or -1 with errno set. */
+int ph_sync_directory_of(const char *path);
 
 int ph_fault_set(struct ph_fault *fault, int code, const char *format, ...) __attribute__((format(printf, 3, 4)));
 

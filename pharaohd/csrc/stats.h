@@ -73,7 +73,12 @@ struct ph_stats_slot {
     uint64_t clock_ahead_ms;   /* how far virtual time is ahead of the wall clock */
     uint64_t clock_jump_ms;    /* a forward jump that is not followed (alarm), or 0 */
     uint64_t clock_steps_back; /* backward steps seen */
-    uint8_t pad1[272];
+    uint64_t ids_dense;        /* values of dense counters handed out */
+    uint64_t counters;         /* dense counters held */
+    uint64_t commits;          /* batches of them made durable */
+    uint64_t commit_ns_last;
+    uint64_t commit_ns_max;
+    uint8_t pad1[232];
 };
 
 static_assert(sizeof(struct ph_stats_header) == 128, "header size is part of the page's version");

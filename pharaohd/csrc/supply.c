@@ -47,18 +47,24 @@ static uint64_t window_ms(const struct ph_worker *worker) {
     return min_u64(worker->config.window_ms + min_u64(SLOW_FACTOR * sync_ms, SLOW_MS_MAX), WINDOW_MS_MAX);
 }
 
+static void request_ceiling(struct ph_worker *worker, uint64_t ceiling) {
+    struct ph_clock_sample sample;
+    ph_clock_sample(&worker->clock, worker->boot_id, &sample);
+    worker->requested_ceiling = ceiling;
+    ph_syncer_request(&worker->syncer, ceiling, &sample);
+}
+
 /* Asks for a ceiling one window ahead once half a window is left, so that a sync has the other half to complete in. */
 void ph_worker_renew_ceiling(struct ph_worker *worker) {
     uint64_t durable = ph_syncer_durable(&worker->syncer);
     uint64_t half_ahead = tick_of(worker, worker->now_ms + window_ms(worker) / 2);
     uint64_t wanted = min_u64(tick_of(worker, worker->now_ms + window_ms(worker)), ph_tick_end(&worker->issuer.layout));
     if (durable < half_ahead && worker->requested_ceiling < half_ahead && wanted > worker->requested_ceiling) {
-        struct ph_clock_sample sample;
-        ph_clock_sample(&worker->clock, worker->boot_id, &sample);
-        worker->requested_ceiling = wanted;
-        ph_syncer_request(&worker->syncer, wanted, &sample);
+        request_ceiling(worker, wanted);
     }
 }
+
+void ph_worker_write_record(struct ph_worker *worker) { request_ceiling(worker, worker->requested_ceiling); }
 
 /* A bulk request takes no smaller piece of a millisecond than this, so that its runs stay few. */
 static uint64_t chunk(const struct ph_worker *worker) {

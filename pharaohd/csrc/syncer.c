@@ -14,7 +14,7 @@ static uint64_t monotonic_ns(void) {
     return (uint64_t)now.tv_sec * UINT64_C(1000000000) + (uint64_t)now.tv_nsec;
 }
 
-static void end_process(const struct ph_fault *fault) {
+void ph_end_process(const struct ph_fault *fault) {
     const struct ph_error_info *info = ph_error_info(fault->code);
     dprintf(STDERR_FILENO, "pharaohd: %s: %s: %s\n  remedy: %s\n", info->name, info->message, fault->detail,
             info->hint);
@@ -29,6 +29,8 @@ static int next_request(struct ph_syncer *syncer, uint64_t *ceiling, struct ph_c
     int wanted = !syncer->stopping;
     *ceiling = syncer->ceiling;
     *sample = syncer->sample;
+    syncer->obelisk->counters_id = syncer->counters_id;
+    syncer->obelisk->counters_batch = syncer->counters_batch;
     syncer->pending = 0;
     pthread_mutex_unlock(&syncer->mutex);
     return wanted;
@@ -53,7 +55,8 @@ static void *sync_thread(void *argument) {
             ph_store_relaxed(&syncer->sync_ns_max, took_ns);
         }
         ph_store_relaxed(&syncer->sync_count, ph_load_relaxed(&syncer->sync_count) + 1);
-        ph_store_release(&syncer->durable_ceiling, ceiling); /* pairs with ph_syncer_durable() */
+        ph_store_release(&syncer->durable_counters_id, syncer->obelisk->counters_id);
+        ph_store_release(&syncer->durable_ceiling, ceiling); /* each pairs with the function that returns it */
         uint64_t one = 1;
         ssize_t written = write(syncer->event_fd, &one, sizeof one);
         (void)written;
@@ -62,8 +65,10 @@ static void *sync_thread(void *argument) {
 }
 
 int ph_syncer_start(struct ph_syncer *syncer, struct ph_obelisk *obelisk, int event_fd) {
-    *syncer = (struct ph_syncer){.obelisk = obelisk, .event_fd = event_fd, .on_failure = end_process};
+    *syncer = (struct ph_syncer){.obelisk = obelisk, .event_fd = event_fd, .on_failure = ph_end_process};
     syncer->durable_ceiling = obelisk->newest.ceiling;
+    syncer->counters_id = syncer->durable_counters_id = obelisk->counters_id;
+    syncer->counters_batch = obelisk->counters_batch;
     pthread_mutex_init(&syncer->mutex, NULL);
     pthread_cond_init(&syncer->wanted, NULL);
     pthread_attr_t attributes;
@@ -83,7 +88,18 @@ void ph_syncer_request(struct ph_syncer *syncer, uint64_t ceiling, const struct 
     pthread_mutex_unlock(&syncer->mutex);
 }
 
+void ph_syncer_note_counters(struct ph_syncer *syncer, uint64_t counters_id, uint64_t counters_batch) {
+    pthread_mutex_lock(&syncer->mutex);
+    syncer->counters_id = counters_id;
+    syncer->counters_batch = counters_batch;
+    pthread_mutex_unlock(&syncer->mutex);
+}
+
 uint64_t ph_syncer_durable(const struct ph_syncer *syncer) { return ph_load_acquire(&syncer->durable_ceiling); }
+
+uint64_t ph_syncer_durable_counters_id(const struct ph_syncer *syncer) {
+    return ph_load_acquire(&syncer->durable_counters_id);
+}
 
 void ph_syncer_stop(struct ph_syncer *syncer) {
     pthread_mutex_lock(&syncer->mutex);

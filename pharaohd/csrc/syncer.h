@@ -17,6 +17,7 @@
 
 struct ph_syncer {
     uint64_t durable_ceiling;
+    uint64_t durable_counters_id; /* the journal that the newest durable record names */
     uint64_t sync_count;
     uint64_t sync_ns_last;
     uint64_t sync_ns_max;
@@ -31,6 +32,8 @@ struct ph_syncer {
     /* Under the mutex: what is asked for. */
     uint64_t ceiling;
     struct ph_clock_sample sample;
+    uint64_t counters_id;
+    uint64_t counters_batch;
     int pending;
     int stopping;
 };
@@ -39,8 +42,14 @@ struct ph_syncer {
 int ph_syncer_start(struct ph_syncer *syncer, struct ph_obelisk *obelisk, int event_fd);
 /* Asks for a durable ceiling and returns at once. Asking again before it is reached replaces what is asked for. */
 void ph_syncer_request(struct ph_syncer *syncer, uint64_t ceiling, const struct ph_clock_sample *sample);
+/* Which journal, and which durable batch of it, the records from the next request on shall name. */
+void ph_syncer_note_counters(struct ph_syncer *syncer, uint64_t counters_id, uint64_t counters_batch);
 uint64_t ph_syncer_durable(const struct ph_syncer *syncer);
+uint64_t ph_syncer_durable_counters_id(const struct ph_syncer *syncer);
 /* Ends the thread after the sync that it is in. */
 void ph_syncer_stop(struct ph_syncer *syncer);
+
+/* What a failed write or sync comes to: a line on stderr, and the error's exit status at once. */
+void ph_end_process(const struct ph_fault *fault);
 
 #endif

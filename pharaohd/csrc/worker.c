@@ -17,6 +17,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "dense.h"
 #include "ph_errors.h"
 
 #define EVENTS_PER_WAIT 64
@@ -172,9 +173,17 @@ struct ph_worker *ph_worker_open(const struct ph_worker_config *config, struct p
         free(worker);
         return NULL;
     }
-    if (watch_sources(worker) != 0 || ph_syncer_start(&worker->syncer, &worker->obelisk, worker->sync_events.fd) != 0) {
+    /* From here on an error ends the process, and with it all that it holds. */
+    if (watch_sources(worker) != 0) {
         ph_fault_set(fault, PH_ERR_INTERNAL, "starting to serve: %s", strerror(errno));
-        return NULL; /* the process ends, and with it all that it holds */
+        return NULL;
+    }
+    if (ph_dense_open(worker, fault) != 0) {
+        return NULL;
+    }
+    if (ph_syncer_start(&worker->syncer, &worker->obelisk, worker->sync_events.fd) != 0) {
+        ph_fault_set(fault, PH_ERR_INTERNAL, "starting to serve: %s", strerror(errno));
+        return NULL;
     }
     return worker;
 }
@@ -198,6 +207,13 @@ static void publish_gauges(struct ph_worker *worker) {
             (unsigned long long)jump_ms);
     }
     ph_store_relaxed(&slot->clock_jump_ms, jump_ms);
+    if (worker->dense != NULL) {
+        const struct ph_committer *committer = &worker->dense->committer;
+        ph_store_relaxed(&slot->counters, worker->dense->counters.defined);
+        ph_store_relaxed(&slot->commits, ph_load_relaxed(&committer->commit_count));
+        ph_store_relaxed(&slot->commit_ns_last, ph_load_relaxed(&committer->sync_ns_last));
+        ph_store_relaxed(&slot->commit_ns_max, ph_load_relaxed(&committer->sync_ns_max));
+    }
 }
 
 static void heartbeat(struct ph_worker *worker) {
@@ -238,7 +254,8 @@ static uint64_t sleep_ns(const struct ph_worker *worker) {
     if (worker->waiting_count > 0 || worker->starving_count > 0) {
         ns = earlier(ns, worker->short_of_ceiling ? CEILING_RETRY_NS : ph_worker_until_next_ms(worker));
     }
-    return worker->forwarded_count > 0 ? earlier(ns, FORWARD_CHECK_NS) : ns;
+    int replies_due = worker->forwarded_count > 0 || (worker->dense != NULL && worker->dense->count > 0);
+    return replies_due ? earlier(ns, FORWARD_CHECK_NS) : ns;
 }
 
 static int wait_for_events(struct ph_worker *worker, struct epoll_event *events) {
@@ -313,6 +330,9 @@ static void round_of_loop(struct ph_worker *worker) {
     if (worker->issuer.next_tick != next_tick_before) {
         ph_worker_renew_ceiling(worker);
     }
+    if (worker->dense != NULL) {
+        ph_dense_round(worker);
+    }
     if (worker->forwarded_count > 0) {
         ph_links_check_deadlines(worker);
     }
@@ -339,8 +359,20 @@ void ph_worker_reload(struct ph_worker *worker, uint64_t max_age_ms, uint64_t st
     worker->config.stall_ms_max = stall_ms_max;
 }
 
+/* The last record says exactly how far the journal has come. */
+static void name_journal(struct ph_worker *worker) {
+    if (worker->dense != NULL) {
+        worker->obelisk.counters_id = worker->dense->committer.journal_id;
+        worker->obelisk.counters_batch = worker->dense->handed;
+        ph_dense_free(worker);
+    }
+}
+
 int ph_worker_close(struct ph_worker *worker, struct ph_fault *fault) {
     worker->stopping = 1;
+    if (worker->dense != NULL) {
+        ph_dense_finish(worker);
+    }
     ph_connections_resume(worker); /* those that wait are told */
     while (!LIST_EMPTY(&worker->connections)) {
         ph_connection_close(worker, LIST_FIRST(&worker->connections));
@@ -348,6 +380,7 @@ int ph_worker_close(struct ph_worker *worker, struct ph_fault *fault) {
     ph_connections_bury(worker);
     ph_links_free(worker);
     ph_syncer_stop(&worker->syncer);
+    name_journal(worker);
     struct ph_clock_sample sample;
     ph_worker_refresh_time(worker);
     ph_clock_sample(&worker->clock, worker->boot_id, &sample);

@@ -1,6 +1,7 @@
 /*
  * The serving loop of one coordinator, in one thread. worker.c: life and loop; supply.c: time, ceiling, ids;
- * connection.c: sockets and frames; ring.c: attached rings; methods.c: what a request does; link.c: siblings.
+ * connection.c: sockets and frames; ring.c: attached rings; link.c: siblings; dense.c: counters; methods.c, issuing.c,
+ * counting.c: what a request does.
  *
  * Invariants
  * - Everything that is issued comes from ph_worker_take(), below the durable ceiling that the sync thread has published.
@@ -27,6 +28,10 @@
 #include "worker_api.h"
 
 #define PH_KEY_BYTES_MAX 4096
+#define PH_SCHEMA_BYTES_MAX 57344
+#define PH_COUNT_MAX INT32_MAX
+#define PH_ROUTER PH_COORDINATOR_MAX /* the link to the router process */
+#define PH_LINKS_MAX (PH_COORDINATOR_MAX + 1)
 #define PH_IN_FLIGHT_MAX 1024
 #define PH_IDS_MAX 8192
 #define PH_RUNS_MAX 136 /* PH_IDS_MAX in the smallest chunks of the smallest layout: see chunk() */
@@ -79,6 +84,7 @@ struct ph_connection {
 
     uint64_t kept_bytes; /* of input and output, as counted for the user */
     uint32_t forwarded;  /* requests that a sibling has not answered yet */
+    uint32_t counting;   /* dense requests whose batch is not durable yet */
     /* next_ids in progress */
     struct ph_run runs[PH_RUNS_MAX];
     uint32_t run_count;
@@ -95,18 +101,19 @@ struct ph_ring_owner {
     uint8_t is_hot;
 };
 
-/* A request passed to a sibling, by the number that it has there. */
+/* A request passed to a sibling, by the number that it has there. The number stays taken until its reply has come. */
 struct ph_forwarded {
-    struct ph_connection *connection; /* NULL: free, or its client is gone */
+    struct ph_connection *connection; /* NULL: free, or its client is gone or has been told */
     uint32_t message_id;
-    uint64_t deadline_ns;
+    uint64_t deadline_ns; /* 0: free */
 };
 
 struct ph_link {
     struct ph_connection *connection; /* NULL: not connected */
-    uint32_t coordinator;
+    uint32_t target;                  /* a coordinator, or PH_ROUTER */
     uint32_t next_entry;
     uint32_t in_use;
+    uint64_t suspect_until_ns; /* it did not answer in time: others serve its keys meanwhile */
     struct ph_forwarded entries[PH_IN_FLIGHT_MAX];
 };
 
@@ -122,6 +129,8 @@ TAILQ_HEAD(ph_waiting_list, ph_connection);
 TAILQ_HEAD(ph_starving_list, ph_ring_owner);
 LIST_HEAD(ph_connection_list, ph_connection);
 LIST_HEAD(ph_hot_list, ph_ring_owner);
+
+struct ph_dense;
 
 struct ph_worker {
     struct ph_worker_config config;
@@ -162,7 +171,8 @@ struct ph_worker {
     uint64_t heartbeat_due_ns;
     uint32_t waiting_count;
     uint32_t starving_count;
-    struct ph_link *links[PH_COORDINATOR_MAX];
+    struct ph_link *links[PH_LINKS_MAX];
+    struct ph_dense *dense; /* NULL: nothing was ever counted here */
     uint32_t forwarded_count;
     struct ph_user users[PH_UIDS_MAX];
 
@@ -172,6 +182,7 @@ struct ph_worker {
     uint64_t lines_left_out;
     uint8_t input[PH_INPUT_BYTES];
     uint8_t output[PH_OUTPUT_BYTES];
+    uint8_t passed_on[PH_FRAME_BYTES_MAX + 64]; /* a frame on its way to a sibling, or back */
 };
 
 /* supply.c */
@@ -186,6 +197,8 @@ uint64_t ph_worker_share(const struct ph_worker *worker);
 /* What rings may be given now. */
 void ph_worker_supply(struct ph_worker *worker, uint64_t max_age_ns, struct ph_supply *supply);
 void ph_worker_renew_ceiling(struct ph_worker *worker);
+/* Has a record written although no ceiling is due. */
+void ph_worker_write_record(struct ph_worker *worker);
 /* Nanoseconds until the next virtual millisecond. */
 uint64_t ph_worker_until_next_ms(const struct ph_worker *worker);
 int ph_worker_time_exhausted(const struct ph_worker *worker);
@@ -219,14 +232,20 @@ void ph_rings_poll(struct ph_worker *worker);
 /* methods.c */
 enum ph_outcome ph_method_call(struct ph_worker *worker, struct ph_connection *connection, struct ph_request *request,
                                struct ph_writer *writer);
-/* An id for a strict request. Returns PH_DONE with *id or *error set, or PH_WAIT. */
+
+/* issuing.c: an id for a strict request. Returns PH_DONE with *id or *error set, or PH_WAIT. */
 enum ph_outcome ph_strict_issue(struct ph_worker *worker, uint64_t after, uint64_t *id, int *error);
 
 /* link.c */
 #define PH_LINK_FULL (-1)
-/* Passes a request on to a live sibling; its reply comes back on the connection later. 0, an error's code, or FULL. */
-int ph_link_forward(struct ph_worker *worker, struct ph_connection *connection, uint32_t coordinator,
-                    uint32_t message_id, const char *method, const struct ph_reader *params, uint32_t param_count);
+/*
+ * Passes a request on to a sibling or to the router, as `@method`; its reply comes back on the connection later, or an
+ * error when there is none after patience_ms. 0, an error's code, or FULL.
+ */
+int ph_link_forward(struct ph_worker *worker, struct ph_connection *connection, uint32_t target, const char *method,
+                    const struct ph_request *request, uint64_t patience_ms);
+/* Whether a sibling has just failed to answer in time. */
+int ph_link_suspect(const struct ph_worker *worker, uint32_t coordinator);
 void ph_link_reply(struct ph_worker *worker, struct ph_link *link, const struct ph_request *reply);
 void ph_link_lost(struct ph_worker *worker, struct ph_link *link);
 void ph_link_forget(struct ph_worker *worker, const struct ph_connection *connection);

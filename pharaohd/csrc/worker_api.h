@@ -12,6 +12,10 @@ struct ph_worker;
 struct ph_worker_config {
     struct ph_identity identity; /* what the Obelisk must say */
     const char *obelisk_path;
+    const char *counters_path; /* the journal of dense counters, made when first needed */
+    const char *reserve;       /* which counters reserve ahead: "kind" or "kind:pattern", each ended by NUL, then "" */
+    const char *host;
+    const char *cluster;
     const char *endpoints; /* the directory of the sockets of single coordinators */
     const char *version;
     int listen_fd;
@@ -25,6 +29,8 @@ struct ph_worker_config {
     uint64_t jump_ms_max;
     uint64_t after_ms_max;
     uint64_t slew_per_mille;
+    uint64_t reserve_ahead;
+    uint64_t counters_max;
     uint64_t rings_max;
     uint64_t connections_max;
     uint64_t connections_per_uid_max;
@@ -61,5 +67,18 @@ void ph_worker_reload(struct ph_worker *worker, uint64_t max_age_ms, uint64_t st
                       uint64_t frame_deadline_ms, uint64_t stall_ms_max);
 /* Hangs up, writes the exact position and gives the Obelisk back. Returns 0, or a code with `fault` filled in. */
 int ph_worker_close(struct ph_worker *worker, struct ph_fault *fault);
+
+/* What a journal of counters holds. */
+struct ph_dense_report {
+    uint64_t id;
+    uint64_t batch;
+    uint64_t bytes;
+    uint64_t counters;
+    uint64_t sessions;
+};
+
+/* Reads a journal that nobody serves meanwhile. Returns 0, or a code with `fault` filled in. */
+int ph_dense_inspect(const char *path, const struct ph_identity *identity, struct ph_dense_report *report,
+                     struct ph_fault *fault);
 
 #endif
