@@ -542,17 +542,12 @@ class ManifestError(StartError):
 
 
 class CountersMissingError(StartError):
-    """COUNTERS_MISSING (7017): the Obelisk says that its coordinator has counted, but the file of its
-    counters is missing or older than that.
-    """
+    """COUNTERS_MISSING (7017): the file of the counters is missing, or older than the Obelisk says."""
 
     code = 7017
     name = "COUNTERS_MISSING"
     retryable = False
-    message = (
-        "the Obelisk says that its coordinator has counted, but the file of its counters is missing or older than "
-        "that"
-    )
+    message = "the file of the counters is missing, or older than the Obelisk says"
     hint = (
         "restore the file, or `pharaohctl obelisk bump N --drop-counters` and then raise each counter above what was "
         "handed out"
