@@ -221,6 +221,10 @@ class Counters:
         1024, integer(1, 1 << 30), "How many values such a counter reserves at once, and may skip after a crash.",
         unit="values",
     )  # fmt: skip
+    commit_spin_us: int = setting(
+        200, integer(0, 10_000), "How long a worker goes on looking for the end of a commit before it sleeps.",
+        unit="us",
+    )  # fmt: skip
     counters_max: int = setting(
         10_000_000, integer(1, 1 << 31), "Dense counters per coordinator: some 100 bytes of memory each.",
         unit="counters",

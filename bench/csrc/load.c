@@ -2,7 +2,9 @@
  * Load over a Unix socket, the same for both sides: each connection keeps `depth` requests in flight, replies are
  * checked byte by byte, and ids must rise on each connection and be unique over all of them.
  *
- *   load pharaoh|redis SOCKET CONNECTIONS DEPTH SECONDS
+ *   load pharaoh|dense|redis SOCKET CONNECTIONS DEPTH SECONDS
+ *
+ * pharaoh: next_id. dense: assign_offset of one partition; together the offsets must have no gap. redis: INCR.
  */
 #define _GNU_SOURCE
 #include "bench.h"
@@ -16,7 +18,7 @@
 
 #define DEPTH_MAX 64
 #define REPLY_BYTES_MAX 32
-#define REQUEST_BYTES_MAX 32
+#define REQUEST_BYTES_MAX 40
 #define REPLIES_PER_SECOND_MAX 12000000
 #define WARM_UP_NS (NS_PER_S / 10)
 #define GIVE_UP_MS 5000
@@ -54,6 +56,36 @@ static size_t pharaoh_reply(const uint8_t *in, size_t length, uint64_t number, u
     memcpy(&big_endian, in + 5, 8);
     *id = be64toh(big_endian);
     return 13;
+}
+
+static size_t dense_request(uint8_t *out, uint64_t number) {
+    memcpy(out,
+           "\x94\x00\x00\xad"
+           "assign_offset\x91\xa1k",
+           20);
+    out[2] = number % DEPTH_MAX;
+    return 20;
+}
+
+/* The offset plus one: 0 is an offset, but no id. */
+static size_t dense_reply(const uint8_t *in, size_t length, uint64_t number, uint64_t *id) {
+    const uint8_t head[] = {0x94, 0x01, number % DEPTH_MAX, 0xc0};
+    if (length < 5) {
+        return 0;
+    }
+    if (memcmp(in, head, sizeof head) != 0 || (in[4] > 0x7f && (in[4] < 0xcc || in[4] > 0xcf))) {
+        fail("not the reply to assign_offset");
+    }
+    size_t bytes = in[4] <= 0x7f ? 0 : (size_t)1 << (in[4] - 0xcc);
+    if (length < 5 + bytes) {
+        return 0;
+    }
+    uint64_t value = bytes == 0 ? in[4] : 0;
+    for (size_t i = 0; i < bytes; i++) {
+        value = value << 8 | in[5 + i];
+    }
+    *id = value + 1;
+    return 5 + bytes;
 }
 
 static size_t redis_request(uint8_t *out, uint64_t number) {
@@ -171,10 +203,12 @@ static void drive(struct run *run, struct connection *connections, size_t count,
 }
 
 int main(int argc, char **argv) {
-    static const struct protocol pharaoh = {pharaoh_request, pharaoh_reply}, redis = {redis_request, redis_reply};
+    static const struct protocol pharaoh = {pharaoh_request, pharaoh_reply}, dense = {dense_request, dense_reply},
+                                 redis = {redis_request, redis_reply};
     if (argc != 6) {
-        fail("usage: load pharaoh|redis SOCKET CONNECTIONS DEPTH SECONDS");
+        fail("usage: load pharaoh|dense|redis SOCKET CONNECTIONS DEPTH SECONDS");
     }
+    int is_dense = strcmp(argv[1], "dense") == 0;
     size_t count = (size_t)atol(argv[3]);
     uint64_t depth = (uint64_t)atol(argv[4]);
     double seconds = atof(argv[5]);
@@ -185,7 +219,7 @@ int main(int argc, char **argv) {
     for (size_t i = 0; i < count; i++) {
         connections[i].fd = connect_to(argv[2]);
     }
-    struct run run = {.protocol = strcmp(argv[1], "redis") == 0 ? &redis : &pharaoh};
+    struct run run = {.protocol = strcmp(argv[1], "redis") == 0 ? &redis : is_dense ? &dense : &pharaoh};
     size_t capacity = (size_t)((seconds + 1) * REPLIES_PER_SECOND_MAX);
     run.ids = record_new(capacity);
     run.latencies_ns = record_new(capacity);
@@ -194,6 +228,9 @@ int main(int argc, char **argv) {
     drive(&run, connections, count, depth);
     printf("{");
     print_verified(&run.ids);
+    if (is_dense && run.ids.values[run.ids.length - 1] - run.ids.values[0] != run.ids.length - 1) {
+        fail("there is a gap among the offsets");
+    }
     if (run.replies == 0) {
         fail("no reply came after warming up");
     }

@@ -176,12 +176,14 @@ void ph_dense_free(struct ph_worker *worker) {
 
 uint64_t ph_dense_batch(const struct ph_dense *dense) { return dense->handed + 1; }
 
-static int busy(const struct ph_dense *dense) { return ph_committer_durable(&dense->committer) < dense->handed; }
+int ph_dense_is_committing(const struct ph_dense *dense) {
+    return ph_committer_durable(&dense->committer) < dense->handed;
+}
 
 /* Bytes that the batch being collected may still grow by. */
 static size_t room(const struct ph_dense *dense) {
     uint64_t file = ph_load_relaxed(&dense->committer.room);
-    uint64_t taken = sectors(dense->length) + (busy(dense) ? sectors(dense->in_flight_length) : 0);
+    uint64_t taken = sectors(dense->length) + (ph_dense_is_committing(dense) ? sectors(dense->in_flight_length) : 0);
     uint64_t in_file = file > taken ? file - taken : 0;
     uint64_t in_batch = BATCH_LIMIT - dense->length;
     return (size_t)(in_file < in_batch ? in_file : in_batch);
@@ -279,14 +281,14 @@ enum ph_outcome ph_dense_admit(struct ph_worker *worker, const struct ph_connect
     }
     struct ph_dense *dense = worker->dense;
     uint64_t stall_ns = worker->config.stall_ms_max * NS_PER_MS;
-    if (busy(dense) && worker->monotonic_ns - dense->handed_ns > stall_ns) {
+    if (ph_dense_is_committing(dense) && worker->monotonic_ns - dense->handed_ns > stall_ns) {
         *error = PH_ERR_CEILING_STALLED;
         return PH_DONE;
     }
     uint64_t id = ph_load_relaxed(&dense->committer.journal_id);
     if (id == 0 || room(dense) < bytes) {
         int in_file = id == 0 || BATCH_LIMIT - dense->length >= bytes;
-        if (in_file && !busy(dense)) {
+        if (in_file && !ph_dense_is_committing(dense)) {
             ask_for_room(worker, dense);
         }
         *error = in_file && ph_load_relaxed(&dense->committer.full) ? PH_ERR_STORAGE_FULL : 0;
@@ -401,13 +403,13 @@ void ph_dense_finish(struct ph_worker *worker) {
     uint32_t at = 0;
     int room_left = 1;
     do {
-        while (busy(dense)) {
+        while (ph_dense_is_committing(dense)) {
             usleep(100);
         }
         room_left = room(dense) >= PH_COUNTER_RECORDS_MAX;
         note_exact_values(dense, &at);
         hand_over(worker, dense);
-    } while (busy(dense) || (room_left && at < dense->counters.size));
+    } while (ph_dense_is_committing(dense) || (room_left && at < dense->counters.size));
     answer(worker, dense, ph_committer_durable(&dense->committer));
     ph_committer_stop(&dense->committer);
 }

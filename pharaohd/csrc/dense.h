@@ -60,6 +60,7 @@ void ph_dense_free(struct ph_worker *worker);
  */
 enum ph_outcome ph_dense_admit(struct ph_worker *worker, const struct ph_connection *connection, size_t bytes,
                                int *error);
+int ph_dense_is_committing(const struct ph_dense *dense);
 /* The number of the batch being collected. */
 uint64_t ph_dense_batch(const struct ph_dense *dense);
 /* Writes down a counter that is new. */

@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -258,8 +259,31 @@ static uint64_t sleep_ns(const struct ph_worker *worker) {
     return replies_due ? earlier(ns, FORWARD_CHECK_NS) : ns;
 }
 
+/*
+ * A commit takes little longer than a wake-up from sleep: the loop looks for its end for a while before it sleeps, and
+ * lets whoever wants the processor have it meanwhile. Returns how many events there are.
+ */
+static int watch_commit(struct ph_worker *worker, struct epoll_event *events) {
+    struct timespec now;
+    int count = 0;
+    do {
+        sched_yield();
+        count = epoll_wait(worker->epoll_fd, events, EVENTS_PER_WAIT, 0);
+        clock_gettime(CLOCK_MONOTONIC, &now);
+    } while (count == 0 && ph_dense_is_committing(worker->dense) &&
+             (uint64_t)now.tv_sec * HEARTBEAT_NS + (uint64_t)now.tv_nsec <
+                 worker->dense->handed_ns + worker->config.commit_spin_us * 1000);
+    return count;
+}
+
 static int wait_for_events(struct ph_worker *worker, struct epoll_event *events) {
     static int whole_ms_only;
+    if (worker->dense != NULL && ph_dense_is_committing(worker->dense)) {
+        int count = watch_commit(worker, events);
+        if (count != 0 || !ph_dense_is_committing(worker->dense)) {
+            return count;
+        }
+    }
     uint64_t ns = sleep_ns(worker);
     if (!whole_ms_only) {
         struct timespec timeout = {(time_t)(ns / HEARTBEAT_NS), (long)(ns % HEARTBEAT_NS)};
