@@ -17,6 +17,8 @@ from typing import Any
 
 from libpharaoh.errors import (
     AlreadyRunningError,
+    CountersCorruptError,
+    CountersMissingError,
     InternalError,
     ObeliskChangedError,
     ObeliskCorruptError,
@@ -64,6 +66,23 @@ class Record:
     realtime_ns: int
     boottime_ns: int
     boot_id: str
+    counters_id: int
+    """Which journal of dense counters belongs to this file; 0: none."""
+    counters_batch: int
+    """A batch that the journal must have."""
+
+
+@dataclass(frozen=True, slots=True)
+class CountersReport:
+    """What a journal of dense counters holds: docs/counters.md."""
+
+    path: str
+    id: int
+    batch: int
+    """The number of the last one."""
+    bytes: int
+    counters: int
+    sessions: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +96,7 @@ class ObeliskReport:
     newest: Record | None
     problems: tuple[str, ...]
     warnings: tuple[str, ...] = ()
+    counters: CountersReport | None = None
 
 
 def digest(kind: str, text: str) -> bytes:
@@ -179,7 +199,35 @@ def decode_record(data: bytes, slot: int, raw_identity: Any, file_id: int, ident
         sample.realtime_ns,
         sample.boottime_ns,
         bytes(sample.boot_id).hex(),
+        record.counters_id,
+        record.counters_batch,
     )
+
+
+def counters_beside(path: str | Path) -> Path:
+    """The journal of dense counters that goes with an Obelisk; it is made when it is first needed."""
+    return Path(path).with_suffix(".counters")
+
+
+def inspect_counters(path: str | Path, identity: Identity, newest: Record | None) -> CountersReport | None:
+    """Reads the journal beside an Obelisk whole. None: there is none, and `newest` knows of none.
+
+    Raises CountersMissingError, CountersCorruptError, ObeliskTooNewError.
+    """
+    journal = counters_beside(path)
+    known_id, known_batch = (newest.counters_id, newest.counters_batch) if newest is not None else (0, 0)
+    if known_id == 0 and not journal.exists():
+        return None
+    target, report = ffi.new("struct ph_identity *"), ffi.new("struct ph_dense_report *")
+    fault = ffi.new("struct ph_fault *")
+    fill_identity(target, identity)
+    if lib.ph_dense_inspect(os.fsencode(journal), target, report, fault):
+        raise fault_error(fault)
+    if known_id not in (0, report.id):
+        raise CountersCorruptError(f"{journal} is not the file that the Obelisk names")
+    if report.batch < known_batch:
+        raise CountersMissingError(f"{journal} ends with batch {report.batch}; the Obelisk knows of {known_batch}")
+    return CountersReport(str(journal), report.id, report.batch, report.bytes, report.counters, report.sessions)
 
 
 def verify(path: str | Path, expected: Identity | None = None, end_warning_days: int = 1825) -> ObeliskReport:
@@ -189,8 +237,13 @@ def verify(path: str | Path, expected: Identity | None = None, end_warning_days:
     if identity is None:
         return report
     problems = list(report.problems)
+    counters = None
     if expected is not None:
         problems += differences(identity, expected)
+    try:
+        counters = inspect_counters(path, identity, report.newest)
+    except StartError as error:
+        problems.append(f"counters: {error.detail or error.message}")
     warnings = []
     end_ms = (1 << identity.layout.ms_bits) + identity.epoch_ms
     days_left = (end_ms - time.time() * 1000) / 86_400_000
@@ -199,7 +252,7 @@ def verify(path: str | Path, expected: Identity | None = None, end_warning_days:
     ahead_ms = report.newest.ceiling_ms - time.time_ns() // 1_000_000 if report.newest else 0
     if ahead_ms > BUMP_MARGIN_MS:
         warnings.append(f"the ceiling is {ahead_ms} ms ahead of this host's clock")
-    return replace(report, problems=tuple(problems), warnings=tuple(warnings))
+    return replace(report, problems=tuple(problems), warnings=tuple(warnings), counters=counters)
 
 
 def differences(found: Identity, expected: Identity) -> Iterator[str]:
@@ -238,10 +291,27 @@ def repair_margin_ms(settings: Settings) -> int:
     return max(BUMP_MARGIN_MS, settings.obelisk.window_ms + settings.clock.after_ms_max)
 
 
-def adopt(path: str | Path, identity: Identity, *, bump: bool, margin_ms: int = BUMP_MARGIN_MS) -> int:
+def check_counters(path: str | Path, identity: Identity, newest: Record | None, drop: bool) -> None:
+    """A repaired Obelisk takes over the journal that lies beside it, so that has to be the right one, and whole.
+
+    drop: puts it out of the way instead; its counters then start anew. Raises StartError.
+    """
+    if not drop:
+        inspect_counters(path, identity, newest)
+        return
+    journal = counters_beside(path)
+    for file in (journal, journal.with_name(f"{journal.name}.next")):
+        with contextlib.suppress(FileNotFoundError):
+            file.rename(file.with_name(f"{file.name}.dropped"))
+
+
+def adopt(
+    path: str | Path, identity: Identity, *, bump: bool, drop_counters: bool = False, margin_ms: int = BUMP_MARGIN_MS
+) -> int:
     """Makes a foreign file this host's own; returns its ceiling. With `bump`, above whatever its original may issue.
 
-    The file must be whole and of the same coordinator and layout. Raises StartError.
+    The file must be whole and of the same coordinator and layout, and so must the journal of its counters, unless
+    `drop_counters` puts that out of the way. Raises StartError.
     """
     with exclusively(path):
         report = inspect(path)
@@ -250,6 +320,7 @@ def adopt(path: str | Path, identity: Identity, *, bump: bool, margin_ms: int = 
         same = replace(report.identity, host_id=identity.host_id, cluster_id=identity.cluster_id)
         if found := list(differences(same, identity)):
             raise ObeliskChangedError("; ".join(found))
+        check_counters(path, identity, report.newest, drop_counters)
         ceiling = report.newest.ceiling
         if bump:
             ceiling = max(ceiling, ceiling_from_clock(identity)) + (margin_ms << identity.layout.sequence_bits)
@@ -257,12 +328,20 @@ def adopt(path: str | Path, identity: Identity, *, bump: bool, margin_ms: int = 
         return ceiling
 
 
-def bump(path: str | Path, identity: Identity, *, create_missing: bool = False, margin_ms: int = BUMP_MARGIN_MS) -> int:
+def bump(
+    path: str | Path,
+    identity: Identity,
+    *,
+    create_missing: bool = False,
+    drop_counters: bool = False,
+    margin_ms: int = BUMP_MARGIN_MS,
+) -> int:
     """Raises the ceiling to `margin_ms` above the clock, every valid record and the siblings'; returns it. Never lower.
 
     The siblings' ceilings tell how far virtual time was ahead of the clock, which a lost file no longer can.
 
-    create_missing: also for a file that is missing, truncated, damaged or another coordinator's. Raises StartError.
+    create_missing: also for a file that is missing, truncated, damaged or another coordinator's. drop_counters: puts
+    the journal of its counters out of the way, which must be whole otherwise. Raises StartError.
     """
     with exclusively(path):
         try:
@@ -270,10 +349,12 @@ def bump(path: str | Path, identity: Identity, *, create_missing: bool = False, 
         except ObeliskMissingError:
             if not create_missing:
                 raise
-            known = []
+            known, newest = [], None
         else:
             check_bump(report, identity, create_missing)
             known = [record.ceiling for record in report.records if record.valid] or salvaged_ceilings(path, identity)
+            newest = report.newest if report.identity == identity else None
+        check_counters(path, identity, newest, drop_counters)
         least = max([ceiling_from_clock(identity), *known, *sibling_ceilings(path, identity)])
         ceiling = least + (margin_ms << identity.layout.sequence_bits)
         create(str(path), identity, ceiling)
