@@ -10,6 +10,7 @@ from pathlib import Path
 from bench import plots, report
 from bench.calls import next_id
 from bench.context import Context
+from bench.dense import dense
 from bench.measure import Comparison
 from bench.native import ROOT, BenchError
 from bench.peers import Skipped
@@ -22,6 +23,7 @@ PARTS: Mapping[str, Callable[[Context], list[Comparison]]] = {
     "next-id": next_id,
     "next-ids": next_ids,
     "socket": socket,
+    "dense": dense,
     "strict": strict,
     "start": start,
 }
