@@ -1,4 +1,4 @@
-"""Unique, time-ordered 64-bit ids from the host's Pharaoh daemon.
+"""Unique, time-ordered 64-bit ids, dense counters and schema ids from the host's Pharaoh daemon.
 
 >>> import libpharaoh
 >>> client = libpharaoh.connect()                   # doctest: +SKIP
@@ -8,6 +8,7 @@
 `libpharaoh.aio` is the same for asyncio, `libpharaoh.testing` a fake for tests, `libpharaoh.errors` has every error.
 """
 
+from libpharaoh._calls import Route, Schema, SchemaVersion, Token
 from libpharaoh._socket import Hello
 from libpharaoh.client import Client, connect
 from libpharaoh.errors import PharaohError
@@ -30,7 +31,11 @@ __all__ = [
     "Hello",
     "Layout",
     "PharaohError",
+    "Route",
     "Scarab",
+    "Schema",
+    "SchemaVersion",
+    "Token",
     "compose",
     "connect",
     "coordinator_for",

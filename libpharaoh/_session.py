@@ -203,19 +203,19 @@ class Session:
         asked = min(count, self.hello.limits["ids_per_request"])
         return checked_runs(self.ask("next_ids", [asked], deadline), asked)
 
-    def timestamp(self, key: bytes | None, after: int) -> int:
-        """A strict id greater than `after`. Takes the lock itself."""
+    def strict(self, method: str, key: bytes | None, after: int) -> int:
+        """A strict id greater than `after`; `method` names the kind when the socket is asked. Takes the lock itself."""
         with self.slow_path() as deadline:
-            return self.retry(deadline, lambda: self._timestamp_once(key, after, deadline))
+            return self.retry(deadline, lambda: self._strict_once(method, key, after, deadline))
 
-    def _timestamp_once(self, key: bytes | None, after: int, deadline: float) -> int:
+    def _strict_once(self, method: str, key: bytes | None, after: int, deadline: float) -> int:
         """A strict id: by its coordinator's ring, else by the socket, whose worker knows where to forward it."""
         ring = self._strict_ring(key, deadline)
         if ring is not None:
             id = ring.strict(after, keyless=key is None)
             if id:
                 return self.note_elsewhere(id, ring)
-        id = checked_id(self.ask("get_timestamp", [key, after or None], deadline))
+        id = checked_id(self.ask(method, [key, after or None], deadline))
         self.accept([(id, 1)], after)
         return id
 

@@ -84,7 +84,7 @@ class Hello:
     endpoints: str
     """The directory of the coordinators' own sockets."""
     limits: dict[str, int]
-    """frame_bytes, in_flight, ids_per_request, key_bytes."""
+    """frame_bytes, in_flight, ids_per_request, key_bytes, count_max, schema_bytes."""
 
     def endpoint(self, coordinator: int) -> str:
         """The path of one coordinator's own socket."""

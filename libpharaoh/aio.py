@@ -22,18 +22,12 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+from libpharaoh import _calls
+from libpharaoh._calls import Call, Route, Schema, SchemaVersion, Token, checked_key, lowest
 from libpharaoh._framing import MSGID_END, ReplyDecoder, encode_request
 from libpharaoh._session import Session, checked_id, checked_runs, passes, telling
 from libpharaoh._socket import PROTOCOL, Backoff, Hello, parse_hello, passing
-from libpharaoh.client import (
-    IDS_PER_CALL_MAX,
-    Client,
-    checked_key,
-    checked_pong,
-    checked_stats,
-    lowest,
-    new_session,
-)
+from libpharaoh.client import IDS_PER_CALL_MAX, Client, new_session
 from libpharaoh.errors import (
     ClientClosedError,
     ConnectFailedError,
@@ -116,15 +110,99 @@ class AsyncClient:
         408559031853465647
         """
         raw = None if key is None else checked_key(key, self._session.hello)
-        low = lowest(after, self._session.last)
-        return await self._retry(partial(self._timestamp_once, raw, low))
+        return await self._strict("get_timestamp", raw, after)
+
+    async def begin_transaction(self, key: str | bytes, *, after: int | None = None) -> int:
+        """As `Client.begin_transaction`, always by socket.
+
+        >>> await client.begin_transaction("accounts")          # doctest: +SKIP
+        408559031853465647
+        """
+        return await self._strict("begin_transaction", checked_key(key, self._session.hello), after)
+
+    async def create_session(self, client_id: str | bytes, *, after: int | None = None) -> int:
+        """As `Client.create_session`, always by socket.
+
+        >>> await client.create_session("billing-1")            # doctest: +SKIP
+        408559031853465647
+        """
+        return await self._strict("create_session", checked_key(client_id, self._session.hello), after)
+
+    async def next_event_id(self, table: str | bytes, *, after: int | None = None) -> int:
+        """As `Client.next_event_id`, always by socket.
+
+        >>> await client.next_event_id("orders")                # doctest: +SKIP
+        408559031853465647
+        """
+        return await self._strict("next_event_id", checked_key(table, self._session.hello), after)
+
+    async def join_group(self, group: str | bytes, member: str | bytes, *, token: Token | None = None) -> int:
+        """As `Client.join_group`: without a token, a lost reply leaves a gap when the request is repeated.
+
+        >>> await client.join_group("readers", "reader-1")      # doctest: +SKIP
+        1
+        """
+        return await self._call(_calls.join_group(group, member, token, self._session.hello))
+
+    async def assign_offset(self, partition: str | bytes, count: int = 1, *, token: Token | None = None) -> int:
+        """As `Client.assign_offset`. A cancelled call may have counted; only the same token tells what it got.
+
+        >>> await client.assign_offset("orders-7", 100)         # doctest: +SKIP
+        1042
+        """
+        return await self._call(_calls.assign_offset(partition, count, token, self._session.hello))
+
+    async def register_schema(self, subject: str | bytes, schema: str | bytes, type: str | None = None) -> int:
+        """As `Client.register_schema`.
+
+        >>> await client.register_schema("orders-value", '{"type": "string"}')      # doctest: +SKIP
+        9
+        """
+        return await self._call(_calls.register_schema(subject, schema, type, self._session.hello))
+
+    async def get_schema(self, id: int) -> Schema:
+        """As `Client.get_schema`.
+
+        >>> (await client.get_schema(9))["version"]             # doctest: +SKIP
+        1
+        """
+        return await self._call(_calls.get_schema(id))
+
+    async def list_schemas(self, subject: str | bytes | None = None) -> list[SchemaVersion]:
+        """As `Client.list_schemas`.
+
+        >>> [row.id for row in await client.list_schemas("orders-value")]           # doctest: +SKIP
+        [9]
+        """
+        rows: list[SchemaVersion] = []
+        more = True
+        while more:
+            page, more = await self._call(_calls.list_schemas(subject, rows, self._session.hello))
+            rows += page
+        return rows
+
+    async def route(self, key: str | bytes) -> Route:
+        """As `Client.route`.
+
+        >>> (await client.route("orders"))["coordinator"]       # doctest: +SKIP
+        2
+        """
+        return await self._call(_calls.route(key, self._session.hello))
+
+    async def cluster(self) -> dict[str, Any]:
+        """As `Client.cluster`.
+
+        >>> (await client.cluster())["modulus"]                 # doctest: +SKIP
+        4
+        """
+        return await self._call(_calls.CLUSTER)
 
     async def ping(self) -> None:
         """As `Client.ping`.
 
         >>> await client.ping()                     # doctest: +SKIP
         """
-        checked_pong(await self._retry(partial(self._ask, "ping", [])))
+        await self._call(_calls.PING)
 
     async def stats(self) -> dict[str, Any]:
         """As `Client.stats`.
@@ -132,7 +210,7 @@ class AsyncClient:
         >>> (await client.stats())["ids_ring"]      # doctest: +SKIP
         8192
         """
-        return checked_stats(await self._retry(partial(self._ask, "stats", [])))
+        return await self._call(_calls.STATS)
 
     @property
     def hello(self) -> Hello:
@@ -216,10 +294,16 @@ class AsyncClient:
         self._session.accept(runs, before)
         return runs
 
-    async def _timestamp_once(self, key: bytes | None, after: int, deadline: float) -> int:
-        id = checked_id(await self._ask("get_timestamp", [key, after or None], deadline))
+    async def _strict(self, method: str, key: bytes | None, after: int | None) -> int:
+        return await self._retry(partial(self._strict_once, method, key, lowest(after, self._session.last)))
+
+    async def _strict_once(self, method: str, key: bytes | None, after: int, deadline: float) -> int:
+        id = checked_id(await self._ask(method, [key, after or None], deadline))
         self._session.accept([(id, 1)], after)
         return id
+
+    async def _call(self, call: Call[_T]) -> _T:
+        return call.checked(await self._retry(partial(self._ask, call.method, call.params)))
 
     async def _ask(self, method: str, params: list[Any], deadline: float) -> Any:
         pipeline = await self._connected(deadline)

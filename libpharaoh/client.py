@@ -6,17 +6,20 @@ import array
 import os
 import threading
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
+from libpharaoh import _calls
+from libpharaoh._calls import Call, Route, Schema, SchemaVersion, Token, checked_key, lowest
 from libpharaoh._ring import id_buffer
 from libpharaoh._session import Session
 from libpharaoh._socket import Hello, checked_path
-from libpharaoh.errors import InvalidArgumentError, KeyTooLongError, ProtocolViolationError
-from libpharaoh.scarab import ID_MAX, Layout, key_bytes, whole_number
+from libpharaoh.errors import InvalidArgumentError
+from libpharaoh.scarab import Layout, whole_number
 
 DEFAULT_SOCKET = "/run/pharaohd/rpc.sock"
 IDS_PER_CALL_MAX = 2**24
 MAX_AGE_MS_MAX = 10_000
+_T = TypeVar("_T")
 
 
 def connect(
@@ -111,22 +114,131 @@ class Client:
         >>> client.get_timestamp("orders") < client.get_timestamp("orders")     # doctest: +SKIP
         True
         """
-        session = self._session
-        raw = None if key is None else checked_key(key, session.hello)
-        low = lowest(after, session.last)
-        ring = session.strict_ring_at_hand(raw)
-        if ring is not None:
-            id = ring.strict(low, keyless=raw is None)
-            if id:
-                return session.note_elsewhere(id, ring)
-        return session.timestamp(raw, low)
+        return self._strict("get_timestamp", None if key is None else checked_key(key, self._session.hello), after)
+
+    def begin_transaction(self, key: str | bytes, *, after: int | None = None) -> int:
+        """A transaction's id, issued now by the key's coordinator: `get_timestamp` with a key, and its promises.
+
+        >>> start = client.begin_transaction("accounts")            # doctest: +SKIP
+        >>> client.get_timestamp("accounts", after=start) > start   # doctest: +SKIP
+        True
+        """
+        return self._strict("begin_transaction", checked_key(key, self._session.hello), after)
+
+    def create_session(self, client_id: str | bytes, *, after: int | None = None) -> int:
+        """The id of a new session of `client_id`, greater than those of its earlier ones; as `begin_transaction`.
+
+        With it requests for dense values are told from their retries: see `assign_offset`.
+
+        >>> session = client.create_session("billing-1")            # doctest: +SKIP
+        >>> client.assign_offset("orders-7", token=(session, 0, "billing-1"))   # doctest: +SKIP
+        1041
+        """
+        return self._strict("create_session", checked_key(client_id, self._session.hello), after)
+
+    def next_event_id(self, table: str | bytes, *, after: int | None = None) -> int:
+        """An id for a change to `table`, greater than those of its earlier changes; as `begin_transaction`.
+
+        >>> event = client.next_event_id("orders")                  # doctest: +SKIP
+        >>> client.next_event_id("orders", after=event) > event     # doctest: +SKIP
+        True
+        """
+        return self._strict("next_event_id", checked_key(table, self._session.hello), after)
+
+    def join_group(self, group: str | bytes, member: str | bytes, *, token: Token | None = None) -> int:
+        """The group's next generation: 1, 2, 3 ... without a gap, up to 2**31 - 1. Durable when it is returned.
+
+        `token` is as for `assign_offset`; one without a client id takes the member for it.
+
+        Raises what `assign_offset` raises.
+
+        >>> client.join_group("readers", "reader-1")                # doctest: +SKIP
+        1
+        """
+        return self._call(_calls.join_group(group, member, token, self._session.hello))
+
+    def assign_offset(self, partition: str | bytes, count: int = 1, *, token: Token | None = None) -> int:
+        """The first of `count` (1 to 2**31 - 1) offsets of `partition`, from 0, without a gap. Durable when returned.
+
+        A failed attempt is repeated within the timeout. Without a token, one whose reply was lost leaves a gap. With a
+        token, (session, sequence) or (session, sequence, client id), the value is given once: the same token gets the
+        same offset again, also from another process and after a crash. `session` is an id of `create_session`;
+        `sequence` (0 to 2**63 - 1) rises from request to request of the session. Once a partition has seen a newer
+        session of a client id, the older ones of it are refused.
+
+        Raises InvalidArgumentError, KeyTooLongError, FencedError for an older sequence or session,
+        SessionForgottenError when it is not known any more whether the token was used, BadRequestError when it was used
+        with another count, CounterExhaustedError, CounterLimitError, WrongCoordinatorError when another host owns the
+        partition, and retryable errors: no other coordinator answers for the partition's own one.
+
+        >>> client.assign_offset("orders-7", 100)                   # doctest: +SKIP
+        1042
+        >>> client.assign_offset("orders-7")                        # doctest: +SKIP
+        1142
+        """
+        return self._call(_calls.assign_offset(partition, count, token, self._session.hello))
+
+    def register_schema(self, subject: str | bytes, schema: str | bytes, type: str | None = None) -> int:
+        """The id (1 to 2**31 - 1) of this schema of `subject`: the same id for the same schema, so it may be repeated.
+
+        type: "json" and "avro" schemas are the same when they differ only in how their JSON is written; "bytes" are
+        taken as they are; None finds out whether it is JSON.
+
+        Raises InvalidArgumentError, KeyTooLongError, SchemaInvalidError, CounterExhaustedError, WrongCoordinatorError
+        when another host owns the subject, SchemasUnusableError, and retryable errors.
+
+        >>> client.register_schema("orders-value", '{"type": "string"}')        # doctest: +SKIP
+        9
+        >>> client.register_schema("orders-value", '{ "type":"string" }')       # doctest: +SKIP
+        9
+        """
+        return self._call(_calls.register_schema(subject, schema, type, self._session.hello))
+
+    def get_schema(self, id: int) -> Schema:
+        """The schema that `register_schema` gave this id. Raises SchemaUnknownError and what register_schema raises.
+
+        >>> client.get_schema(9)["schema"]                          # doctest: +SKIP
+        '{"type": "string"}'
+        """
+        return self._call(_calls.get_schema(id))
+
+    def list_schemas(self, subject: str | bytes | None = None) -> list[SchemaVersion]:
+        """The versions of a subject's schemas, or those of all subjects of this host, by subject and version.
+
+        The timeout holds for each page of the list. Raises what register_schema raises.
+
+        >>> client.list_schemas("orders-value")                     # doctest: +SKIP
+        [SchemaVersion(subject='orders-value', version=1, id=9, type='json')]
+        """
+        rows: list[SchemaVersion] = []
+        more = True
+        while more:
+            page, more = self._call(_calls.list_schemas(subject, rows, self._session.hello))
+            rows += page
+        return rows
+
+    def route(self, key: str | bytes) -> Route:
+        """Which coordinator serves a key, on which host, and the path of its own socket when it is this one.
+
+        >>> client.route("orders")                                  # doctest: +SKIP
+        {'coordinator': 2, 'host': 'a', 'endpoint': '/run/pharaohd/coordinators/0002.sock', 'local': True}
+        """
+        return self._call(_calls.route(key, self._session.hello))
+
+    def cluster(self) -> dict[str, Any]:
+        """The cluster as the daemon sees it, as in docs/protocol.md.
+
+        >>> client.cluster()["owners"]                              # doctest: +SKIP
+        {'a': [0, 1, 2, 3]}
+        """
+        return self._call(_calls.CLUSTER)
 
     def ping(self) -> None:
         """Returns when the daemon has answered. Raises what next_id raises.
 
         >>> client.ping()                           # doctest: +SKIP
         """
-        checked_pong(self._session.call("ping", []))
+        self._call(_calls.PING)
 
     def stats(self) -> dict[str, Any]:
         """The daemon's figures, as in docs/protocol.md.
@@ -134,7 +246,7 @@ class Client:
         >>> client.stats()["ids_ring"]              # doctest: +SKIP
         8192
         """
-        return checked_stats(self._session.call("stats", []))
+        return self._call(_calls.STATS)
 
     @property
     def hello(self) -> Hello:
@@ -160,6 +272,20 @@ class Client:
         """
         self._session.close()
 
+    def _strict(self, method: str, key: bytes | None, after: int | None) -> int:
+        """An id issued now, by the ring of the key's coordinator if that is at hand."""
+        session = self._session
+        low = lowest(after, session.last)
+        ring = session.strict_ring_at_hand(key)
+        if ring is not None:
+            id = ring.strict(low, keyless=key is None)
+            if id:
+                return session.note_elsewhere(id, ring)
+        return session.strict(method, key, low)
+
+    def _call(self, call: Call[_T]) -> _T:
+        return call.checked(self._session.call(call.method, call.params))
+
     def __enter__(self) -> Self:
         return self
 
@@ -168,9 +294,6 @@ class Client:
 
     def __repr__(self) -> str:
         return f"<libpharaoh.Client {self._session.path}{' closed' if self._session.closed else ''}>"
-
-
-# What both clients, this one and aio's, make of arguments and replies.
 
 
 def new_session(
@@ -185,30 +308,3 @@ def new_session(
     if max_age_ms is not None:
         whole_number(max_age_ms, "max_age_ms", 1, MAX_AGE_MS_MAX)
     return Session(checked, name, timeout, max_age_ms, rings)
-
-
-def checked_key(key: str | bytes, hello: Hello) -> bytes:
-    """The key's bytes. Raises InvalidArgumentError and KeyTooLongError."""
-    raw = key_bytes(key)
-    limit = hello.limits.get("key_bytes", len(raw))
-    if len(raw) > limit:
-        raise KeyTooLongError(f"{len(raw)} bytes, at most {limit}")
-    return raw
-
-
-def lowest(after: int | None, last: int) -> int:
-    """What the next strict id must exceed. Raises InvalidArgumentError when `after` is no id."""
-    return last if after is None else max(whole_number(after, "after", 0, ID_MAX), last)
-
-
-def checked_pong(result: object) -> None:
-    """Raises ProtocolViolationError when a ping was answered with anything but "pong"."""
-    if result != "pong":
-        raise ProtocolViolationError(f"ping was answered with {str(result):.100}")
-
-
-def checked_stats(result: object) -> dict[str, Any]:
-    """Raises ProtocolViolationError when the result is no map."""
-    if not isinstance(result, dict):
-        raise ProtocolViolationError(f"stats is a {type(result).__name__}, not a map")
-    return result

@@ -15,19 +15,25 @@ import array
 import threading
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
+from libpharaoh import _calls
+from libpharaoh._calls import Call, Route, Schema, SchemaVersion, Token, checked_key, lowest
+from libpharaoh._memory import Memory
 from libpharaoh._socket import Hello
-from libpharaoh.client import IDS_PER_CALL_MAX, checked_key, lowest
+from libpharaoh.client import IDS_PER_CALL_MAX
 from libpharaoh.errors import AfterTooFarError, ClientClosedError, InvalidArgumentError, PharaohError
 from libpharaoh.scarab import DEFAULT_LAYOUT, Layout, Scarab, compose, coordinator_for, parse, whole_number
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 AFTER_MS_MAX = 10_000
+_T = TypeVar("_T")
 
 
 class FakeClient:
     """Has the methods of `libpharaoh.Client`; ids are unique and increasing within one FakeClient.
+
+    Dense values, tokens and schemas are those of a daemon that begins with nothing, but Avro is only checked as JSON.
 
     start: the time of the first ids, an aware datetime or milliseconds since the layout's epoch. Time stands still
     but for `advance` and for ids that no longer fit the millisecond. coordinator: the one that serves calls without a
@@ -57,6 +63,7 @@ class FakeClient:
         first = parse(compose(start, layout=layout), layout)
         self._ms, self._sequence = first.milliseconds, -1
         self._hello = _hello(layout, coordinator, modulus)
+        self._memory = Memory(self._hello)
         self._lock = threading.Lock()
         self._last = 0
         self._closed = False
@@ -97,16 +104,72 @@ class FakeClient:
 
     def get_timestamp(self, key: str | bytes | None = None, *, after: int | None = None) -> int:
         """As `Client.get_timestamp`; an `after` of more than ten seconds ahead raises AfterTooFarError."""
-        raw = None if key is None else checked_key(key, self._hello)
-        with self._lock:
-            self._enter("get_timestamp")
-            low = parse(lowest(after, self._last), self.layout)
-            if low.milliseconds > self._ms + AFTER_MS_MAX:
-                raise AfterTooFarError
-            if low.milliseconds > self._ms:
-                self._move_to(low.milliseconds)
-            number = self._hello.coordinator if raw is None else coordinator_for(raw, self._hello.modulus)
-            return self._issue(number, low.to_int())
+        return self._strict("get_timestamp", None if key is None else checked_key(key, self._hello), after)
+
+    def begin_transaction(self, key: str | bytes, *, after: int | None = None) -> int:
+        """As `Client.begin_transaction`."""
+        return self._strict("begin_transaction", checked_key(key, self._hello), after)
+
+    def create_session(self, client_id: str | bytes, *, after: int | None = None) -> int:
+        """As `Client.create_session`."""
+        return self._strict("create_session", checked_key(client_id, self._hello), after)
+
+    def next_event_id(self, table: str | bytes, *, after: int | None = None) -> int:
+        """As `Client.next_event_id`."""
+        return self._strict("next_event_id", checked_key(table, self._hello), after)
+
+    def join_group(self, group: str | bytes, member: str | bytes, *, token: Token | None = None) -> int:
+        """As `Client.join_group`.
+
+        >>> client = FakeClient()
+        >>> client.join_group("readers", "a"), client.join_group("readers", "b")
+        (1, 2)
+        """
+        return self._call(_calls.join_group(group, member, token, self._hello))
+
+    def assign_offset(self, partition: str | bytes, count: int = 1, *, token: Token | None = None) -> int:
+        """As `Client.assign_offset`.
+
+        >>> client = FakeClient()
+        >>> session = client.create_session("billing")
+        >>> [client.assign_offset("orders", 10, token=(session, sequence)) for sequence in (0, 1, 1, 2)]
+        [0, 10, 10, 20]
+        """
+        return self._call(_calls.assign_offset(partition, count, token, self._hello))
+
+    def register_schema(self, subject: str | bytes, schema: str | bytes, type: str | None = None) -> int:
+        """As `Client.register_schema`.
+
+        >>> client = FakeClient()
+        >>> client.register_schema("orders", '{"a": 1, "b": 2}') == client.register_schema("orders", '{"b":2, "a":1}')
+        True
+        """
+        return self._call(_calls.register_schema(subject, schema, type, self._hello))
+
+    def get_schema(self, id: int) -> Schema:
+        """As `Client.get_schema`."""
+        return self._call(_calls.get_schema(id))
+
+    def list_schemas(self, subject: str | bytes | None = None) -> list[SchemaVersion]:
+        """As `Client.list_schemas`."""
+        rows: list[SchemaVersion] = []
+        more = True
+        while more:
+            page, more = self._call(_calls.list_schemas(subject, rows, self._hello))
+            rows += page
+        return rows
+
+    def route(self, key: str | bytes) -> Route:
+        """As `Client.route`; every key is served here.
+
+        >>> FakeClient().route("orders")["coordinator"]
+        2
+        """
+        return self._call(_calls.route(key, self._hello))
+
+    def cluster(self) -> dict[str, Any]:
+        """As `Client.cluster`, of one host."""
+        return self._call(_calls.CLUSTER)
 
     def ping(self) -> None:
         """As `Client.ping`."""
@@ -138,6 +201,22 @@ class FakeClient:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
+
+    def _strict(self, method: str, key: bytes | None, after: int | None) -> int:
+        with self._lock:
+            self._enter(method)
+            low = parse(lowest(after, self._last), self.layout)
+            if low.milliseconds > self._ms + AFTER_MS_MAX:
+                raise AfterTooFarError
+            if low.milliseconds > self._ms:
+                self._move_to(low.milliseconds)
+            number = self._hello.coordinator if key is None else coordinator_for(key, self._hello.modulus)
+            return self._issue(number, low.to_int())
+
+    def _call(self, call: Call[_T]) -> _T:
+        with self._lock:
+            self._enter(call.method)
+            return call.checked(self._memory.serve(call.method, call.params))
 
     def _enter(self, method: str) -> None:
         if self._closed:
@@ -194,6 +273,46 @@ class AsyncFakeClient:
         """As `FakeClient.get_timestamp`."""
         return self.fake.get_timestamp(key, after=after)
 
+    async def begin_transaction(self, key: str | bytes, *, after: int | None = None) -> int:
+        """As `FakeClient.begin_transaction`."""
+        return self.fake.begin_transaction(key, after=after)
+
+    async def create_session(self, client_id: str | bytes, *, after: int | None = None) -> int:
+        """As `FakeClient.create_session`."""
+        return self.fake.create_session(client_id, after=after)
+
+    async def next_event_id(self, table: str | bytes, *, after: int | None = None) -> int:
+        """As `FakeClient.next_event_id`."""
+        return self.fake.next_event_id(table, after=after)
+
+    async def join_group(self, group: str | bytes, member: str | bytes, *, token: Token | None = None) -> int:
+        """As `FakeClient.join_group`."""
+        return self.fake.join_group(group, member, token=token)
+
+    async def assign_offset(self, partition: str | bytes, count: int = 1, *, token: Token | None = None) -> int:
+        """As `FakeClient.assign_offset`."""
+        return self.fake.assign_offset(partition, count, token=token)
+
+    async def register_schema(self, subject: str | bytes, schema: str | bytes, type: str | None = None) -> int:
+        """As `FakeClient.register_schema`."""
+        return self.fake.register_schema(subject, schema, type)
+
+    async def get_schema(self, id: int) -> Schema:
+        """As `FakeClient.get_schema`."""
+        return self.fake.get_schema(id)
+
+    async def list_schemas(self, subject: str | bytes | None = None) -> list[SchemaVersion]:
+        """As `FakeClient.list_schemas`."""
+        return self.fake.list_schemas(subject)
+
+    async def route(self, key: str | bytes) -> Route:
+        """As `FakeClient.route`."""
+        return self.fake.route(key)
+
+    async def cluster(self) -> dict[str, Any]:
+        """As `FakeClient.cluster`."""
+        return self.fake.cluster()
+
     async def ping(self) -> None:
         """As `FakeClient.ping`."""
         self.fake.ping()
@@ -226,5 +345,12 @@ class AsyncFakeClient:
 
 
 def _hello(layout: Layout, coordinator: int, modulus: int) -> Hello:
-    limits = {"frame_bytes": 65536, "in_flight": 1024, "ids_per_request": 8192, "key_bytes": 1024}
+    limits = {
+        "frame_bytes": 65536,
+        "in_flight": 1024,
+        "ids_per_request": 8192,
+        "key_bytes": 4096,
+        "count_max": _calls.INT32_MAX,
+        "schema_bytes": _calls.SCHEMA_BYTES_MAX,
+    }
     return Hello("fake", layout, coordinator, modulus, tuple(range(modulus)), "/nonexistent", limits)

@@ -1,7 +1,8 @@
 """A small threaded daemon that speaks the wire, and misbehaves on request: for tests of the clients alone.
 
-It issues from its own counters, keeps no state over a restart (but goes on above what it issued, as a daemon would) and
-fills rings with plain stores, which is enough between two threads of one process on x86 and ARM under the GIL.
+It issues from its own counters, keeps no state over a restart (but goes on above what it issued, as a daemon would),
+counts densely as the fake client does, and fills rings with plain stores, which is enough between two threads of one
+process on x86 and ARM under the GIL.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ from typing import Any, Self
 import msgpack
 
 from libpharaoh._core import lib
-from libpharaoh.errors import PharaohError, UnknownMethodError
+from libpharaoh._memory import Memory
+from libpharaoh._socket import parse_hello
+from libpharaoh.errors import PharaohError
 from libpharaoh.scarab import DEFAULT_LAYOUT, compose, parse
 
 FUTEX_SYSCALL = {"x86_64": 202, "aarch64": 98}[os.uname().machine]
@@ -145,10 +148,11 @@ class FakeDaemon:
         self.directory = directory
         self.path = str(directory / "rpc.sock")
         self.rings, self.modulus, self.owned = rings, modulus, owned
+        self.ids_per_request = 8192
         self.main = self.first_live = owned[0]
+        self.memory = Memory(parse_hello(self.hello(self.main)))
         self.rings_answer = self.rings_grant = True
         self.grant_ns = 10_000_000_000
-        self.ids_per_request = 8192
         self.attach_change: dict[str, Any] = {}
         """What an attach reply says otherwise."""
         self.clock_offset_ns = 0
@@ -294,7 +298,7 @@ class FakeDaemon:
                     [self.issue(coordinator, 0, count - half), count - half],
                 ]
                 return runs if count > 1 else runs[:1]
-            case "get_timestamp", [key, after]:
+            case "get_timestamp" | "begin_transaction" | "create_session" | "next_event_id", [key, after]:
                 number = self.first_live if key is None else zlib.crc32(key) % self.modulus
                 return self.issue(number, after or 0)
             case "attach", [str(), age] if self.rings:
@@ -304,7 +308,8 @@ class FakeDaemon:
                 now_ns = time.monotonic_ns() + self.clock_offset_ns
                 plain = {"version": 1, "coordinator": coordinator, "max_age_ms": age or 10, "now_ns": now_ns}
                 return plain | self.attach_change
-        raise UnknownMethodError
+        with self._lock:
+            return self.memory.serve(method, params)
 
     def hello(self, coordinator: int) -> dict[str, Any]:
         return {
@@ -321,6 +326,8 @@ class FakeDaemon:
                 "in_flight": 1024,
                 "ids_per_request": self.ids_per_request,
                 "key_bytes": 1024,
+                "count_max": 2**31 - 1,
+                "schema_bytes": 57344,
             },
         }
 
