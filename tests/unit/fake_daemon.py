@@ -325,7 +325,7 @@ class FakeDaemon:
                 "frame_bytes": 65536,
                 "in_flight": 1024,
                 "ids_per_request": self.ids_per_request,
-                "key_bytes": 1024,
+                "key_bytes": 4096,
                 "count_max": 2**31 - 1,
                 "schema_bytes": 57344,
             },

@@ -152,16 +152,66 @@ def test_a_cancelled_request_s_late_reply_is_dropped(plain: FakeDaemon) -> None:
 
 
 @pytest.mark.parametrize("behaviour", [Close(), UnavailableError(), Silence()], ids=lambda error: type(error).__name__)
-@pytest.mark.parametrize("method", ["next_id", "get_timestamp", "ping"])
-def test_one_failure_is_hidden(plain: FakeDaemon, behaviour: Exception, method: str) -> None:
+@pytest.mark.parametrize(
+    "call",
+    [("next_id",), ("get_timestamp",), ("ping",), ("begin_transaction", "k"), ("assign_offset", "p"), ("route", "k")],
+    ids=lambda call: call[0],
+)
+def test_one_failure_is_hidden(plain: FakeDaemon, behaviour: Exception, call: tuple[str, ...]) -> None:
+    method, *arguments = call
+
     async def scenario(client: aio.AsyncClient) -> None:
         await client.ping()
         plain.requests.clear()
         plain.behaviours[method].append(behaviour)
-        await getattr(client, method)()
+        await getattr(client, method)(*arguments)
         assert [name for _, name, _ in plain.requests if name == method] == [method] * 2
 
     play(plain, scenario, rings=False, timeout=1.5)
+
+
+def test_a_lost_reply(plain: FakeDaemon) -> None:
+    """F35: without a token a gap, with one the value that was given."""
+
+    def then_lost(params: list[Any]) -> object:
+        plain.memory.serve("assign_offset", params)
+        raise Close
+
+    async def scenario(client: aio.AsyncClient) -> None:
+        plain.behaviours["assign_offset"].append(then_lost)
+        assert await client.assign_offset("p", 10) == 10
+        plain.behaviours["assign_offset"].append(then_lost)
+        assert await client.assign_offset("p", 10, token=(1, 0)) == 20
+        assert await client.assign_offset("p") == 30
+
+    play(plain, scenario, rings=False)
+
+
+def test_tasks_share_a_counter(plain: FakeDaemon) -> None:
+    """Dense, whatever the order in which the replies come."""
+
+    async def scenario(client: aio.AsyncClient) -> None:
+        offsets = await asyncio.gather(*(client.assign_offset("p", 2) for _ in range(100)))
+        assert sorted(offsets) == list(range(0, 200, 2))
+
+    play(plain, scenario, rings=False)
+
+
+def test_order_holds_over_each_kind_of_id(plain: FakeDaemon) -> None:
+    """Each is told the last id, and goes by its own name."""
+
+    async def scenario(client: aio.AsyncClient) -> None:
+        first = await client.begin_transaction("t")
+        second = await client.create_session(b"c", after=first - 1)
+        third = await client.next_event_id("e", after=second + 1)
+        assert increasing([first, second, third, await client.next_id()])
+        assert [(method, params) for _, method, params in plain.requests if method != "hello"][:3] == [
+            ("begin_transaction", [b"t", None]),
+            ("create_session", [b"c", first]),
+            ("next_event_id", [b"e", second + 1]),
+        ]
+
+    play(plain, scenario, rings=False)
 
 
 def test_lasting_failures_are_raised_at_the_deadline(plain: FakeDaemon) -> None:

@@ -24,11 +24,15 @@ from libpharaoh.errors import (
     CeilingStalledError,
     ClientClosedError,
     ConnectFailedError,
+    CounterExhaustedError,
+    FencedError,
     InvalidArgumentError,
     KeyTooLongError,
     PharaohError,
     ProtocolViolationError,
     RegressionError,
+    SchemaInvalidError,
+    SessionForgottenError,
     TimedOutError,
     UnavailableError,
     UnsupportedProtocolError,
@@ -122,7 +126,7 @@ def test_methods_refuse(plain: FakeDaemon) -> None:
             with pytest.raises(InvalidArgumentError):
                 client.get_timestamp(after=after)  # type: ignore[arg-type]
         with pytest.raises(KeyTooLongError):
-            client.get_timestamp("k" * 1025)
+            client.get_timestamp("k" * 4097)
 
 
 def test_the_environment_names_the_socket(plain: FakeDaemon, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -270,6 +274,178 @@ def test_after_is_passed_on_and_refused_by_the_daemon(plain: FakeDaemon) -> None
         assert client.get_timestamp(after=far) > far
 
 
+# --- requests that go by socket: their form, their replies
+
+
+def test_each_kind_of_id_goes_by_its_own_name(plain: FakeDaemon) -> None:
+    with libpharaoh.connect(plain.path) as client:
+        first = client.begin_transaction("t")
+        second = client.create_session(b"c", after=first - 1)
+        client.next_event_id("e", after=second + 1)
+    assert plain.requests[-3:] == [
+        (0, "begin_transaction", [b"t", None]),
+        (0, "create_session", [b"c", first]),
+        (0, "next_event_id", [b"e", second + 1]),
+    ]
+
+
+def test_each_kind_of_id_comes_by_ring(ringed: FakeDaemon) -> None:
+    with libpharaoh.connect(ringed.path) as client:
+        ids = [client.next_id(), client.get_timestamp(KEY_OF_1)]
+        before = len(ringed.requests)
+        for call in (client.begin_transaction, client.create_session, client.next_event_id) * 3:
+            ids.append(call(KEY_OF_1))
+            ids.append(client.next_id())
+        assert {parse(id).coordinator for id in ids[2::2]} == {1}
+        assert increasing(ids)
+        assert ringed.requests[before:] == []
+
+
+def test_what_dense_requests_look_like(plain: FakeDaemon) -> None:
+    with libpharaoh.connect(plain.path) as client:
+        client.join_group("g", "m")
+        client.join_group("g", b"m", token=(7, 0))
+        client.assign_offset("p")
+        client.assign_offset(b"p", 5, token=(7, 1, "c"))
+        client.register_schema("s", "{}")
+        id = client.register_schema(b"t", b"x", "bytes")
+        client.get_schema(id)
+        client.list_schemas()
+        client.list_schemas("s")
+        client.route("k")
+        client.cluster()
+    assert [(method, params) for _, method, params in plain.requests if method not in ("hello", "attach")] == [
+        ("join_group", [b"g", b"m", None]),
+        ("join_group", [b"g", b"m", [7, 0]]),
+        ("assign_offset", [b"p", 1, None]),
+        ("assign_offset", [b"p", 5, [7, 1, b"c"]]),
+        ("register_schema", ["s", "{}", None]),
+        ("register_schema", [b"t", b"x", "bytes"]),
+        ("get_schema", [id]),
+        ("list_schemas", [None, None]),
+        ("list_schemas", ["s", None]),
+        ("route", [b"k"]),
+        ("cluster", []),
+    ]
+
+
+SCHEMA = {"id": 9, "subject": "s", "version": 1, "schema": "{}", "type": "json"}
+ROUTE = {"coordinator": 1, "host": "a", "endpoint": "", "local": False}
+ROWS = [["s", 1, 9, "json"], ["s", 2, 13, "json"]]
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "replies"),
+    [
+        ("begin_transaction", ("k",), [0, None, "1", -1, True]),
+        ("join_group", ("g", "m"), [0, -1, 2**31, None, "1", 1.0, True]),
+        ("assign_offset", ("p",), [-1, 2**63, None, "0", 0.0, False]),
+        ("register_schema", ("s", "{}"), [0, 2**31, None, "9"]),
+        (
+            "get_schema",
+            (9,),
+            [
+                None,
+                [],
+                {},
+                SCHEMA | {"id": 8},
+                SCHEMA | {"version": 0},
+                SCHEMA | {"schema": None},
+                SCHEMA | {"type": 1},
+            ],
+        ),
+        (
+            "list_schemas",
+            (),
+            [None, [], {}, {"schemas": ROWS}, {"schemas": 1, "next": None}, {"schemas": [], "next": ["s", 1]}]
+            + [
+                {"schemas": [row], "next": None}
+                for row in (1, [], ["s", 1, 9], ["s", 0, 9, "json"], ["s", 1, 0, "json"])
+            ]
+            + [{"schemas": ROWS[::-1], "next": None}, {"schemas": [ROWS[0]] * 2, "next": None}],
+        ),
+        ("route", ("k",), [None, {}, *({**ROUTE, name: None} for name in ROUTE)]),
+        ("cluster", (), [None, [], "pong"]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_replies_that_break_the_protocol(
+    plain: FakeDaemon, name: str, arguments: tuple[Any, ...], replies: list[Any]
+) -> None:
+    with libpharaoh.connect(plain.path) as client:
+        for reply in replies:
+            plain.behaviours[name].append(answering(reply))
+            with pytest.raises(ProtocolViolationError):
+                getattr(client, name)(*arguments)
+        client.ping()
+    assert asked(plain, "hello") == 1
+
+
+def test_a_list_that_never_ends(plain: FakeDaemon) -> None:
+    """The same page again is an error, not another page."""
+    with libpharaoh.connect(plain.path) as client:
+        plain.behaviours["list_schemas"].extend([answering({"schemas": ROWS, "next": ["s", 2]})] * 2)
+        with pytest.raises(ProtocolViolationError):
+            client.list_schemas()
+    assert [params for _, method, params in plain.requests if method == "list_schemas"] == [
+        [None, None],
+        [None, ["s", 2]],
+    ]
+
+
+def test_what_a_later_version_adds_is_left_out(plain: FakeDaemon) -> None:
+    with libpharaoh.connect(plain.path) as client:
+        plain.behaviours["get_schema"].append(answering(SCHEMA | {"tags": []}))
+        assert client.get_schema(9) == SCHEMA
+        plain.behaviours["route"].append(answering(ROUTE | {"zone": "x"}))
+        assert client.route("k") == ROUTE
+
+
+def test_the_daemon_s_limits_are_kept_to(plain: FakeDaemon) -> None:
+    limits = plain.hello(0)["limits"] | {"key_bytes": 3, "count_max": 5, "schema_bytes": 4}
+    plain.behaviours["hello"].append(answering(plain.hello(0) | {"limits": limits}))
+    with libpharaoh.connect(plain.path) as client:
+        with pytest.raises(KeyTooLongError):
+            client.begin_transaction("ΩΩ")
+        with pytest.raises(InvalidArgumentError):
+            client.assign_offset("p", 6)
+        with pytest.raises(SchemaInvalidError):
+            client.register_schema("s", '"ab "')
+
+
+def then_lost(daemon: FakeDaemon, method: str) -> Callable[[list[Any]], object]:
+    """A behaviour: the request is carried out, and its reply is lost."""
+
+    def behave(params: list[Any]) -> object:
+        daemon.memory.serve(method, params)
+        raise Close
+
+    return behave
+
+
+def test_a_lost_reply(plain: FakeDaemon) -> None:
+    """F35: without a token a gap, with one the value that was given."""
+    with libpharaoh.connect(plain.path) as client:
+        plain.behaviours["assign_offset"].extend([then_lost(plain, "assign_offset")] * 2)
+        assert client.assign_offset("p", 10) == 20
+        plain.behaviours["assign_offset"].extend([then_lost(plain, "assign_offset")] * 2)
+        assert client.assign_offset("p", 10, token=(1, 0)) == 30
+        plain.behaviours["join_group"].append(then_lost(plain, "join_group"))
+        assert client.join_group("g", "m", token=(1, 0)) == 1
+        plain.behaviours["register_schema"].append(then_lost(plain, "register_schema"))
+        assert client.register_schema("s", "{}") == 4 + libpharaoh.coordinator_for("s", 4)
+        assert (client.assign_offset("p"), client.join_group("g", "m")) == (40, 2)
+
+
+def test_a_refusal_is_not_asked_again(plain: FakeDaemon) -> None:
+    with libpharaoh.connect(plain.path) as client:
+        for error in (FencedError(), SessionForgottenError(), CounterExhaustedError(), WrongCoordinatorError()):
+            plain.behaviours["assign_offset"].append(error)
+            with pytest.raises(type(error)):
+                client.assign_offset("p", token=(1, 0))
+    assert asked(plain, "assign_offset") == 4
+
+
 # --- failures
 
 
@@ -307,11 +483,16 @@ def test_a_full_backlog_is_waited_for(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("behaviour", [Close(), UnavailableError(), Silence()], ids=lambda error: type(error).__name__)
-@pytest.mark.parametrize("method", ["next_id", "get_timestamp", "ping"])
-def test_one_failure_is_hidden(plain: FakeDaemon, behaviour: Exception, method: str) -> None:
+@pytest.mark.parametrize(
+    "call",
+    [("next_id",), ("get_timestamp",), ("ping",), ("begin_transaction", "k"), ("assign_offset", "p"), ("route", "k")],
+    ids=lambda call: call[0],
+)
+def test_one_failure_is_hidden(plain: FakeDaemon, behaviour: Exception, call: tuple[str, ...]) -> None:
+    method, *arguments = call
     with libpharaoh.connect(plain.path, timeout=1.5) as client:
         plain.behaviours[method].append(behaviour)
-        getattr(client, method)()
+        getattr(client, method)(*arguments)
     assert asked(plain, method) == 2
 
 
