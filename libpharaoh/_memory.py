@@ -42,7 +42,10 @@ class _Counter:
     def __init__(self, first: int) -> None:
         self._next = first
         self._sessions: dict[int, _Request] = {}
+        self._overtaken: set[int] = set()
+        """Those that a newer session of their client has fenced."""
         self._forgotten = 0
+        """The greatest one that was dropped."""
 
     def take(self, count: int, token: list[Any] | None = None) -> int:
         """The first of `count` values, or what the token had before."""
@@ -50,7 +53,8 @@ class _Counter:
             return self._advance(count)
         session, sequence, client = token
         last = self._sessions.get(session)
-        if self._overtaken(session, client) or (last is not None and sequence < last.sequence):
+        overtaken = session in self._overtaken or any(self._of_client(client, newer_than=session))
+        if overtaken or (last is not None and sequence < last.sequence):
             raise FencedError
         if last is None and session <= self._forgotten:
             raise SessionForgottenError
@@ -59,6 +63,7 @@ class _Counter:
                 raise BadRequestError(f"this token was used with a count of {last.count}")
             return last.first
         first = self._advance(count)
+        client = last.client if client is None and last is not None else client
         self._remember(session, _Request(sequence, count, first, client))
         return first
 
@@ -66,19 +71,20 @@ class _Counter:
         self._next += count
         return self._next - count
 
-    def _overtaken(self, session: int, client: bytes | None) -> bool:
-        """Whether a newer session of this client was here."""
-        return client is not None and any(
-            number > session and request.client == client for number, request in self._sessions.items()
-        )
-
     def _remember(self, session: int, request: _Request) -> None:
         self._sessions.pop(session, None)
+        self._overtaken.update(self._of_client(request.client, older_than=session))
         if len(self._sessions) == SESSIONS_MAX:
             oldest = next(iter(self._sessions))
             del self._sessions[oldest]
+            self._overtaken.discard(oldest)
             self._forgotten = max(self._forgotten, oldest)
         self._sessions[session] = request
+
+    def _of_client(self, client: bytes | None, newer_than: int = 0, older_than: int = 2**64) -> Iterator[int]:
+        for session, request in self._sessions.items():
+            if client is not None and request.client == client and newer_than < session < older_than:
+                yield session
 
 
 class Memory:

@@ -137,7 +137,6 @@ def test_an_older_sequence_is_fenced(client: Client) -> None:
 
 
 def test_a_newer_session_fences_its_client_s_older_ones(client: Client) -> None:
-    """F26."""
     old, new = client.create_session("c"), client.create_session("c")
     assert client.assign_offset("p", token=(old, 0, "c")) == 0
     assert client.assign_offset("q", token=(old, 0, "c")) == 0
@@ -149,6 +148,18 @@ def test_a_newer_session_fences_its_client_s_older_ones(client: Client) -> None:
     assert client.assign_offset("p", token=(old - 2, 0)) == 3
     assert client.assign_offset("q", token=(old, 1, "c")) == 1, "the newer one was not seen there yet"
     assert client.assign_offset("p", token=(new, 1, "c")) == 4
+
+
+def test_a_session_s_client_id_may_be_left_out(client: Client) -> None:
+    """It is remembered, and it counts from when it is given."""
+    assert client.assign_offset("p", token=(5, 0, "c")) == 0
+    assert client.assign_offset("p", token=(5, 1)) == 1
+    assert client.assign_offset("p", token=(6, 0)) == 2
+    assert client.assign_offset("p", token=(9, 0, "c")) == 3
+    for token in ((5, 2), (5, 2, "d"), (6, 1, "c")):
+        with pytest.raises(FencedError):
+            client.assign_offset("p", token=token)
+    assert client.assign_offset("p", token=(6, 1, "d")) == 4
 
 
 def test_a_member_is_a_client(client: Client) -> None:
