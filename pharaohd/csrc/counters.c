@@ -251,21 +251,22 @@ struct ph_counter *ph_counters_add(struct ph_counters *counters, uint32_t kind, 
 enum ph_token_state ph_counter_judge(const struct ph_counter *counter, const struct ph_token *token,
                                      const struct ph_session **session) {
     const struct ph_sessions *sessions = counter->sessions;
-    int overtaken = 0;
+    const struct ph_session *last = NULL;
+    int overtaken = 0; /* also when this session gave no client id until now */
     for (uint32_t i = 0; sessions != NULL && i < sessions->count; i++) {
         const struct ph_session *known = &sessions->list[i];
         if (known->token.session == token->session) {
-            *session = known;
-            if (known->fenced || token->sequence < known->token.sequence) {
-                return PH_TOKEN_FENCED;
-            }
-            return token->sequence == known->token.sequence ? PH_TOKEN_REPEATED : PH_TOKEN_NEW;
+            last = known;
         }
         overtaken |=
             token->client != 0 && known->token.client == token->client && known->token.session > token->session;
     }
-    if (overtaken) {
+    if (overtaken || (last != NULL && (last->fenced || token->sequence < last->token.sequence))) {
         return PH_TOKEN_FENCED;
+    }
+    if (last != NULL) {
+        *session = last;
+        return token->sequence == last->token.sequence ? PH_TOKEN_REPEATED : PH_TOKEN_NEW;
     }
     return sessions != NULL && token->session <= sessions->forgotten ? PH_TOKEN_FORGOTTEN : PH_TOKEN_NEW;
 }
