@@ -1,11 +1,13 @@
 """The kinds of coordinator, as a client sees them: one suite for every client of Python, and for the fake.
 
 The fake daemon counts as the fake client does: there the suite shows what the clients make of requests and replies.
+That both do as a real daemon does is shown here too, and by random requests in tests/process/test_fake_agrees.py.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -26,6 +28,7 @@ from libpharaoh.errors import (
     SessionForgottenError,
 )
 from libpharaoh.testing import AsyncFakeClient, FakeClient
+from tests.support.daemon import Daemon, short_directory
 from tests.unit.fake_daemon import FakeDaemon
 
 IDS = ("get_timestamp", "begin_transaction", "create_session", "next_event_id")
@@ -44,23 +47,29 @@ class Blocking:
         return lambda *args, **kwargs: self._loop.run_until_complete(member(*args, **kwargs))
 
 
-@pytest.fixture(params=["fake", "asyncio fake", "wire", "rings", "asyncio"])
+FAKES = ["fake", "asyncio fake", "wire", "rings", "asyncio"]
+with_daemon = pytest.mark.parametrize("client", [*FAKES, "daemon"], indirect=True)
+
+
+@pytest.fixture(params=FAKES)
 def client(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Client]:
     """Each implementation in turn. The host owns all coordinators of the cluster."""
-    with (
-        asyncio.Runner() as runner,
-        FakeDaemon(tmp_path, rings=request.param == "rings", owned=(0, 1, 2, 3)) as daemon,
-    ):
-        made: Any
+    made: Any
+    with contextlib.ExitStack() as stack:
+        if request.param == "daemon":
+            path = stack.enter_context(Daemon(stack.enter_context(short_directory()), coordinators=4)).socket
+        else:
+            path = stack.enter_context(FakeDaemon(tmp_path, rings=True, owned=(0, 1, 2, 3))).path
         match request.param:
             case "fake":
                 made = FakeClient()
-            case "asyncio fake":
-                made = Blocking(AsyncFakeClient(), runner.get_loop())
-            case "asyncio":
-                made = Blocking(runner.run(aio.connect(daemon.path, rings=False)), runner.get_loop())
-            case _:
-                made = libpharaoh.connect(daemon.path, rings=daemon.rings)
+            case "asyncio fake" | "asyncio":
+                runner = stack.enter_context(asyncio.Runner())
+                real = request.param == "asyncio"
+                made = runner.run(aio.connect(path, rings=False)) if real else AsyncFakeClient()
+                made = Blocking(made, runner.get_loop())
+            case kind:
+                made = libpharaoh.connect(path, rings=kind != "wire")
         yield cast("Client", made)
         made.close()
 
@@ -68,6 +77,7 @@ def client(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Client]:
 # --- Scarab ids by key
 
 
+@with_daemon
 def test_ids_rise_over_all_kinds(client: Client) -> None:
     ids = [getattr(client, name)(key) for _ in range(20) for name in IDS for key in ("a", "b", b"c", "", "Ω")]
     assert all(low < high for low, high in pairwise(ids))
@@ -76,6 +86,7 @@ def test_ids_rise_over_all_kinds(client: Client) -> None:
             assert parse(getattr(client, name)(key)).coordinator == coordinator_for(key, 4)
 
 
+@with_daemon
 @pytest.mark.parametrize("name", IDS)
 def test_after_is_exceeded(client: Client, name: str) -> None:
     call = getattr(client, name)
@@ -99,6 +110,7 @@ def test_ids_refuse_bad_arguments(client: Client, name: str) -> None:
 # --- dense values
 
 
+@with_daemon
 def test_dense_values_have_no_gap(client: Client) -> None:
     assert [client.join_group("g", member) for member in ("a", "b", "a")] == [1, 2, 3]
     assert [client.assign_offset("p", count) for count in (1, 10, 2**31 - 1, 1)] == [0, 1, 11, 2**31 + 10]
@@ -107,10 +119,12 @@ def test_dense_values_have_no_gap(client: Client) -> None:
     assert client.join_group("p", "a") == 1
 
 
+@with_daemon
 def test_names_are_bytes(client: Client) -> None:
     assert [client.assign_offset(name) for name in ("Ω", b"\xce\xa9", "", b"", b"\x00", "\0")] == [0, 1, 0, 1, 0, 1]
 
 
+@with_daemon
 def test_a_token_gets_its_result_again(client: Client) -> None:
     """F35: another request in between, and other sessions, change nothing."""
     session = client.create_session("c")
@@ -126,6 +140,7 @@ def test_a_token_gets_its_result_again(client: Client) -> None:
     assert client.join_group("g", "a") == generation + 1
 
 
+@with_daemon
 def test_an_older_sequence_is_fenced(client: Client) -> None:
     """Sequences rise, not necessarily by one; each counter has its own."""
     assert [client.assign_offset("p", token=(9, sequence)) for sequence in (0, 1, 17, 2**63 - 1)] == [0, 1, 2, 3]
@@ -136,6 +151,7 @@ def test_an_older_sequence_is_fenced(client: Client) -> None:
     assert client.assign_offset("p") == 4
 
 
+@with_daemon
 def test_a_newer_session_fences_its_client_s_older_ones(client: Client) -> None:
     old, new = client.create_session("c"), client.create_session("c")
     assert client.assign_offset("p", token=(old, 0, "c")) == 0
@@ -150,6 +166,7 @@ def test_a_newer_session_fences_its_client_s_older_ones(client: Client) -> None:
     assert client.assign_offset("p", token=(new, 1, "c")) == 4
 
 
+@with_daemon
 def test_a_session_s_client_id_may_be_left_out(client: Client) -> None:
     """It is remembered, and it counts from when it is given."""
     assert client.assign_offset("p", token=(5, 0, "c")) == 0
@@ -162,6 +179,7 @@ def test_a_session_s_client_id_may_be_left_out(client: Client) -> None:
     assert client.assign_offset("p", token=(6, 1, "d")) == 4
 
 
+@with_daemon
 def test_a_member_is_a_client(client: Client) -> None:
     assert client.join_group("g", "a", token=(2, 0)) == 1
     assert client.join_group("g", "b", token=(1, 0)) == 2
@@ -170,6 +188,7 @@ def test_a_member_is_a_client(client: Client) -> None:
     assert client.join_group("g", "a", token=(1, 1, "b")) == 3
 
 
+@with_daemon
 def test_sixty_four_sessions_are_remembered(client: Client) -> None:
     """The one whose last value is the oldest goes first."""
     assert [client.assign_offset("p", token=(session, 0)) for session in range(101, 165)] == list(range(64))
@@ -328,13 +347,16 @@ def test_schemas_are_listed_in_order(client: Client, monkeypatch: pytest.MonkeyP
 # --- the way to a coordinator
 
 
+@with_daemon
 def test_route_and_cluster(client: Client) -> None:
+    cluster = client.cluster()
+    host = cluster["host"]
     for key in ("orders", b"\xff", ""):
         number = coordinator_for(key, 4)
         endpoint = client.hello.endpoint(number)
-        assert client.route(key) == {"coordinator": number, "host": "fake", "endpoint": endpoint, "local": True}
-    cluster = client.cluster()
-    assert (cluster["modulus"], cluster["owners"], cluster["live"]) == (4, {"fake": [0, 1, 2, 3]}, [0, 1, 2, 3])
+        assert client.route(key) == {"coordinator": number, "host": host, "endpoint": endpoint, "local": True}
+    assert (cluster["modulus"], cluster["owners"], cluster["live"]) == (4, {host: [0, 1, 2, 3]}, [0, 1, 2, 3])
+    assert (cluster["peers"], cluster["clock_offsets"]) == ([], {})
     assert set(cluster) == {"name", "modulus", "host", "owners", "live", "peers", "clock_offsets"}
 
 
