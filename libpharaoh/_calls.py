@@ -50,7 +50,7 @@ class Route(TypedDict):
     coordinator: int
     host: str
     endpoint: str
-    """The path of that coordinator's own socket; "" when another host owns it."""
+    """The path of that coordinator's own socket; "" when another host owns it, and so may `host` be."""
     local: bool
 
 
