@@ -212,7 +212,7 @@ def shape(value: object) -> object:
 
 def test_methods_are_those_of_the_daemon() -> None:
     table = (ROOT / "pharaohd/csrc/methods.c").read_text().rpartition("} methods[] = {")[2]
-    served = re.findall(r'^    \{"([^"]+)", \w+\},$', table, flags=re.MULTILINE)
+    served = re.findall(r'^    METHOD\("([^"]+)", \w+\),$', table, flags=re.MULTILINE)
     assert len(served) > 5
     assert sorted(re.findall(r"^### `([^`]+)`", PROTOCOL, flags=re.MULTILINE)) == sorted(served)
     assert {request.meaning[2] for request, _ in EXCHANGES} == set(served)
