@@ -1,6 +1,7 @@
 #define _GNU_SOURCE
 #include "committer.h"
 
+#include <sched.h>
 #include <stdio.h>
 #include <time.h>
 #include <unistd.h>
@@ -23,14 +24,25 @@ static uint64_t monotonic_ns(void) {
 
 void ph_journal_next_path(char *out, size_t capacity, const char *path) { snprintf(out, capacity, "%s.next", path); }
 
+/* Who has just committed is likely to be asked again at once: looks for that for a moment before it sleeps. */
+static void look_for_work(const struct ph_committer *committer) {
+    uint64_t until_ns = monotonic_ns() + committer->spin_ns;
+    while (!ph_load_relaxed(&committer->pending) && monotonic_ns() < until_ns) {
+        sched_yield();
+    }
+}
+
 static int next_work(struct ph_committer *committer, struct work *work) {
+    if (committer->spin_ns > 0 && committer->commit_count > 0) {
+        look_for_work(committer);
+    }
     pthread_mutex_lock(&committer->mutex);
     while (!committer->pending && !committer->stopping) {
         pthread_cond_wait(&committer->wanted, &committer->mutex);
     }
     int wanted = committer->pending;
     *work = (struct work){committer->batch, committer->length, committer->rewrite};
-    committer->pending = 0;
+    ph_store_relaxed(&committer->pending, 0);
     pthread_mutex_unlock(&committer->mutex);
     return wanted;
 }
@@ -132,8 +144,9 @@ static void *commit_thread(void *argument) {
 }
 
 int ph_committer_start(struct ph_committer *committer, const struct ph_journal *journal, int rewriting,
-                       const struct ph_identity *identity, const char *path, int event_fd) {
-    *committer = (struct ph_committer){.identity = *identity, .event_fd = event_fd, .on_failure = ph_end_process};
+                       const struct ph_identity *identity, const char *path, int event_fd, uint64_t spin_ns) {
+    *committer = (struct ph_committer){
+        .identity = *identity, .event_fd = event_fd, .spin_ns = spin_ns, .on_failure = ph_end_process};
     snprintf(committer->path, sizeof committer->path, "%s", path);
     committer->journal.fd = -1;
     if (journal != NULL) {
@@ -157,7 +170,7 @@ void ph_committer_hand_over(struct ph_committer *committer, uint8_t *batch, size
     committer->batch = batch;
     committer->length = length;
     committer->rewrite = rewrite;
-    committer->pending = 1;
+    ph_store_relaxed(&committer->pending, 1);
     pthread_cond_signal(&committer->wanted);
     pthread_mutex_unlock(&committer->mutex);
 }

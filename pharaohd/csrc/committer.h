@@ -38,7 +38,8 @@ struct ph_committer {
     struct ph_identity identity;
     char path[512];
     void (*on_failure)(const struct ph_fault *fault);
-    int event_fd; /* readable after each batch */
+    int event_fd;     /* readable after each batch */
+    uint64_t spin_ns; /* how long the thread looks for the next batch before it sleeps */
 
     pthread_t thread;
     pthread_mutex_t mutex;
@@ -47,13 +48,13 @@ struct ph_committer {
     uint8_t *batch;
     size_t length;
     enum ph_rewrite rewrite;
-    int pending;
+    uint64_t pending; /* also looked at without the mutex */
     int stopping;
 };
 
 /* Starts the thread. `journal`: what was opened, or NULL when there is none yet. Returns 0 or an errno. */
 int ph_committer_start(struct ph_committer *committer, const struct ph_journal *journal, int rewriting,
-                       const struct ph_identity *identity, const char *path, int event_fd);
+                       const struct ph_identity *identity, const char *path, int event_fd, uint64_t spin_ns);
 /* Hands a batch over; the buffer (see ph_journal_append) is the thread's until `durable` has grown by one. */
 void ph_committer_hand_over(struct ph_committer *committer, uint8_t *batch, size_t length, enum ph_rewrite rewrite);
 /* Without a batch: makes the first file, or lengthens the one that there is. Not while a batch is under way. */

@@ -123,7 +123,8 @@ static int start(struct ph_worker *worker, struct ph_dense *dense, const struct 
     dense->handed = dense->noted_batch = journal != NULL ? journal->number : 0;
     dense->copying = (uint32_t)rewriting;
     if (ph_committer_start(&dense->committer, journal, rewriting, &worker->config.identity,
-                           worker->config.counters_path, worker->sync_events.fd) != 0) {
+                           worker->config.counters_path, worker->sync_events.fd,
+                           worker->config.commit_spin_us * 1000) != 0) {
         return -1;
     }
     worker->dense = dense;
@@ -318,8 +319,8 @@ void ph_dense_reply_sessions(struct ph_dense *dense, uint32_t sessions) {
 
 static struct ph_dense_pending pop(struct ph_dense *dense) {
     struct ph_dense_pending pending = dense->pending[dense->first];
-    dense->first = (dense->first + 1) % PH_DENSE_PENDING_MAX;
     dense->count--;
+    dense->first = dense->count > 0 ? (dense->first + 1) % PH_DENSE_PENDING_MAX : 0; /* few pages when few wait */
     pending.connection->counting--;
     return pending;
 }
