@@ -260,6 +260,10 @@ class Rpc:
         1_048_576, integer(131_072, 1 << 30), "Replies kept for a client that does not read; beyond, it is cut off.",
         unit="bytes",
     )  # fmt: skip
+    spin_us: int = setting(
+        50, integer(0, 1000), "How long a worker goes on looking for the next request before it sleeps, while requests "
+        "come that fast.", unit="us",
+    )  # fmt: skip
     stall_ms_max: int = setting(
         1000, integer(1, 60_000), "How long a request waits for a ceiling to become durable.",
         unit="ms", reloadable=True,

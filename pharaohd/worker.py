@@ -117,6 +117,7 @@ def make_config(spec: WorkerSpec) -> tuple[Any, list[Any]]:
     config.reserve_ahead = settings.counters.reserve_ahead
     config.counters_max = settings.counters.counters_max
     config.commit_spin_us = settings.counters.commit_spin_us
+    config.spin_us = settings.rpc.spin_us
     config.rings_max = settings.ring.rings_max
     config.connections_max = settings.rpc.connections_max
     config.connections_per_uid_max = settings.rpc.connections_per_uid_max

@@ -259,31 +259,8 @@ static uint64_t sleep_ns(const struct ph_worker *worker) {
     return replies_due ? earlier(ns, FORWARD_CHECK_NS) : ns;
 }
 
-/*
- * A commit takes little longer than a wake-up from sleep: the loop looks for its end for a while before it sleeps, and
- * lets whoever wants the processor have it meanwhile. Returns how many events there are.
- */
-static int watch_commit(struct ph_worker *worker, struct epoll_event *events) {
-    struct timespec now;
-    int count = 0;
-    do {
-        sched_yield();
-        count = epoll_wait(worker->epoll_fd, events, EVENTS_PER_WAIT, 0);
-        clock_gettime(CLOCK_MONOTONIC, &now);
-    } while (count == 0 && ph_dense_is_committing(worker->dense) &&
-             (uint64_t)now.tv_sec * HEARTBEAT_NS + (uint64_t)now.tv_nsec <
-                 worker->dense->handed_ns + worker->config.commit_spin_us * 1000);
-    return count;
-}
-
-static int wait_for_events(struct ph_worker *worker, struct epoll_event *events) {
+static int sleep_for_events(struct ph_worker *worker, struct epoll_event *events) {
     static int whole_ms_only;
-    if (worker->dense != NULL && ph_dense_is_committing(worker->dense)) {
-        int count = watch_commit(worker, events);
-        if (count != 0 || !ph_dense_is_committing(worker->dense)) {
-            return count;
-        }
-    }
     uint64_t ns = sleep_ns(worker);
     if (!whole_ms_only) {
         struct timespec timeout = {(time_t)(ns / HEARTBEAT_NS), (long)(ns % HEARTBEAT_NS)};
@@ -294,6 +271,53 @@ static int wait_for_events(struct ph_worker *worker, struct epoll_event *events)
         whole_ms_only = 1; /* before Linux 5.11 */
     }
     return epoll_wait(worker->epoll_fd, events, EVENTS_PER_WAIT, (int)((ns + NS_PER_MS - 1) / NS_PER_MS));
+}
+
+static uint64_t monotonic_ns(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * HEARTBEAT_NS + (uint64_t)now.tv_nsec;
+}
+
+static int is_committing(const struct ph_worker *worker) {
+    return worker->dense != NULL && ph_dense_is_committing(worker->dense);
+}
+
+/*
+ * To be woken from sleep takes longer than to serve a request: while the next one, or the end of a commit, is likely to
+ * come at once, the loop looks for it without sleeping, and lets whoever wants the processor have it meanwhile
+ * (docs/decisions/0014-watching.md). Returns how many events there are.
+ */
+static int watch(struct ph_worker *worker, struct epoll_event *events) {
+    int committing = is_committing(worker);
+    uint64_t start_ns = worker->monotonic_ns;
+    uint64_t until_ns = start_ns;
+    if (committing) {
+        until_ns = worker->dense->handed_ns + worker->config.commit_spin_us * 1000;
+    } else if (worker->last_wait_ns < worker->config.spin_us * 1000) {
+        until_ns = start_ns + worker->config.spin_us * 1000;
+    }
+    int count = 0;
+    for (uint64_t now_ns = start_ns; count == 0 && now_ns < until_ns; now_ns = monotonic_ns()) {
+        sched_yield();
+        count = epoll_wait(worker->epoll_fd, events, EVENTS_PER_WAIT, 0);
+        if (committing && !is_committing(worker)) {
+            break;
+        }
+    }
+    return count;
+}
+
+static int wait_for_events(struct ph_worker *worker, struct epoll_event *events) {
+    int committing = is_committing(worker);
+    int count = watch(worker, events);
+    if (count == 0 && (!committing || is_committing(worker))) {
+        count = sleep_for_events(worker, events);
+    }
+    if (!committing && count > 0) {
+        worker->last_wait_ns = monotonic_ns() - worker->monotonic_ns;
+    }
+    return count;
 }
 
 static void handle(struct ph_worker *worker, const struct epoll_event *event) {

@@ -32,6 +32,7 @@ struct ph_worker_config {
     uint64_t reserve_ahead;
     uint64_t counters_max;
     uint64_t commit_spin_us;
+    uint64_t spin_us;
     uint64_t rings_max;
     uint64_t connections_max;
     uint64_t connections_per_uid_max;
