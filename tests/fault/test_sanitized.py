@@ -50,10 +50,11 @@ def send_garbage(path: str, rng: random.Random) -> None:
         msgpack.packb([0, number, method, params])
         for number, (method, params) in enumerate(
             [("next_id", []), ("next_ids", [8192]), ("get_timestamp", ["k"]), ("route", [b"k"]), ("stats", []),
-             ("attach", ["x", 10]), ("hello", ["x", 1]), ("no_such", [None]), ("ping", [])]
+             ("attach", ["x", 10]), ("hello", ["x", 1]), ("no_such", [None]), ("ping", []), ("cluster", []),
+             *dense_requests(rng)]
         )
     ]  # fmt: skip
-    stream = bytearray(b"".join(rng.choices(frames, k=40)))
+    stream = bytearray(b"".join(rng.choices(frames, k=60)))
     for _ in range(rng.randrange(4)):
         stream[rng.randrange(len(stream))] = rng.randrange(256)
     with socket.socket(socket.AF_UNIX) as connection:
@@ -66,6 +67,23 @@ def send_garbage(path: str, rng: random.Random) -> None:
                 pass
         except OSError:
             return  # it hung up, or answers nothing to half a frame
+
+
+def dense_requests(rng: random.Random) -> list[tuple[str, list[object]]]:
+    """Few names and sessions, so that they meet again."""
+    found: list[tuple[str, list[object]]] = [("counter_list", []), ("counter_list", [rng.randrange(100)])]
+    for _ in range(12):
+        name = rng.choice([b"", "a", "b", bytes(rng.randrange(4097)), rng.randbytes(4)])
+        token = rng.choice(
+            [None, [rng.randrange(1, 200), rng.randrange(4)], [rng.randrange(1, 99), 1, rng.choice("xy")]]
+        )
+        found += [
+            ("assign_offset", [name, rng.choice([0, 1, 2**31 - 1]), token]),
+            ("join_group", [name, b"m", token]),
+            ("counter_read", [rng.choice(["group", "offset"]), name]),
+            ("counter_raise", ["offset", name, rng.randrange(1000)]),
+        ]
+    return found
 
 
 def all_gone(daemon: Daemon) -> bool:
