@@ -67,21 +67,55 @@ def names(context: Context) -> list[Comparison]:
     before = {daemon: memory_bytes(daemon) for daemon in (small, large)}
     for daemon, count in ((small, FEW_NAMES), (large, many)):
         fill(daemon, count)
+    counted: dict[Daemon, list[int]] = {small: [], large: []}
     bytes_each = (memory_bytes(large) - before[large]) / many
     contestants = {
-        OURS: loaded("dense", large, MANY, IN_FLIGHT, context, Verifier()),
-        f"{FEW_NAMES} counters": loaded("dense", small, MANY, IN_FLIGHT, context, Verifier()),
+        OURS: spread(large, many, context, counted[large]),
+        f"{FEW_NAMES} counters": spread(small, FEW_NAMES, context, counted[small]),
     }
     what = f"{many:,} counters"
     found = [
         Comparison("dense", f"{what}, {MANY} connections × {IN_FLIGHT} in flight", "requests/s",
                    take_turns(contestants, context.rounds)),
     ]  # fmt: skip
+    for daemon, count in ((large, many), (small, FEW_NAMES)):
+        daemon.stop()  # all that was counted is on the disk, and is read again
+        daemon.spawn()
+        if (total := sum_of_counters(daemon)) != count + sum(counted[daemon]):
+            raise BenchError(f"{count + sum(counted[daemon])} offsets were handed out, and the counters say {total}")
     restarts = {OURS: restart(large, many), f"{FEW_NAMES} counters": restart(small, FEW_NAMES)}
     found.append(Comparison("dense", f"{what}: start → first offset", "ms", take_turns(restarts, context.rounds)))
     memory = take_turns({OURS: lambda: Sample(bytes_each, ids=many)}, 1)
     found.append(Comparison("dense", f"{what}: memory of each", "bytes", memory))
     return found
+
+
+def spread(daemon: Daemon, names: int, context: Context, counted: list[int]) -> Callable[[], Sample]:
+    """Requests for names chosen at random; how many there were is noted in `counted`, to be checked afterwards."""
+
+    def measure() -> Sample:
+        report = native.run("load", "spread", daemon.socket, MANY, IN_FLIGHT, context.seconds, names)
+        counted.append(report.ids)
+        assert report.latency_ns is not None
+        extra = {f"{name}, µs": report.latency_ns[share] / 1000 for name, share in SHARES.items()}
+        return Sample(report.per_second, extra, report.ids, report.latency_ns)
+
+    return measure
+
+
+def sum_of_counters(daemon: Daemon) -> int:
+    """All that was ever handed out, as the daemon's one coordinator lists it."""
+    deadline = time.monotonic() + WATCHDOG_S
+    connection = Connection.connect(daemon.endpoint(0), deadline)
+    total, cursor = 0, 0
+    try:
+        while cursor is not None:
+            page = connection.request("counter_list", [cursor], deadline)
+            total += sum(row[2] for row in page["counters"])
+            cursor = page["next"]
+    finally:
+        connection.close()
+    return total
 
 
 def fill(daemon: Daemon, count: int) -> None:
@@ -110,11 +144,10 @@ def memory_bytes(daemon: Daemon) -> int:
 
 def restart(daemon: Daemon, count: int) -> Callable[[], Sample]:
     """Stops it; then from the start of the process to the answer to a first dense request."""
-    turns = iter(range(1, 1 << 30))
+    last: list[int] = []
 
     def measure() -> Sample:
         daemon.stop()
-        turn = next(turns)
         started = time.perf_counter()
         daemon.spawn()
         deadline = time.monotonic() + WATCHDOG_S
@@ -123,8 +156,10 @@ def restart(daemon: Daemon, count: int) -> Callable[[], Sample]:
             offset = connection.request("assign_offset", [f"name {count - 1}", 1], deadline)
         finally:
             connection.close()
-        if offset != turn:
-            raise BenchError(f"after {turn} requests the next offset was {offset}")
-        return Sample((time.perf_counter() - started) * 1000, ids=1)
+        sample = Sample((time.perf_counter() - started) * 1000, ids=1)
+        if last and offset != last[-1] + 1:
+            raise BenchError(f"after offset {last[-1]} came {offset}")
+        last.append(offset)
+        return sample
 
     return measure

@@ -2,9 +2,10 @@
  * Load over a Unix socket, the same for both sides: each connection keeps `depth` requests in flight, replies are
  * checked byte by byte, and ids must rise on each connection and be unique over all of them.
  *
- *   load pharaoh|dense|redis SOCKET CONNECTIONS DEPTH SECONDS
+ *   load pharaoh|dense|spread|redis SOCKET CONNECTIONS DEPTH SECONDS [NAMES]
  *
- * pharaoh: next_id. dense: assign_offset of one partition; together the offsets must have no gap. redis: INCR.
+ * pharaoh: next_id. dense: assign_offset of one partition; together the offsets must have no gap. spread: assign_offset of
+ * partitions chosen at random, "name 0" to "name NAMES-1"; the caller has to check their sum. redis: INCR.
  */
 #define _GNU_SOURCE
 #include "bench.h"
@@ -88,6 +89,23 @@ static size_t dense_reply(const uint8_t *in, size_t length, uint64_t number, uin
     return 5 + bytes;
 }
 
+static uint64_t names; /* of the spread load */
+
+static size_t spread_request(uint8_t *out, uint64_t number) {
+    static uint64_t state = 1;
+    char name[24];
+    state = state * UINT64_C(6364136223846793005) + UINT64_C(1442695040888963407); /* Knuth's MMIX */
+    int length = snprintf(name, sizeof name, "name %" PRIu64, (state >> 33) % names);
+    memcpy(out,
+           "\x94\x00\x00\xad"
+           "assign_offset\x91",
+           18);
+    out[2] = number % DEPTH_MAX;
+    out[18] = (uint8_t)(0xa0 | length);
+    memcpy(out + 19, name, (size_t)length);
+    return 19 + (size_t)length;
+}
+
 static size_t redis_request(uint8_t *out, uint64_t number) {
     (void)number;
     memcpy(out, "*2\r\n$4\r\nINCR\r\n$1\r\nk\r\n", 21);
@@ -147,7 +165,7 @@ static uint64_t take_replies(struct run *run, struct connection *connection, uin
            (length = run->protocol->reply(connection->buffer + at, connection->buffered - at, connection->received,
                                           &id)) > 0) {
         at += length;
-        if (id <= connection->last_id) {
+        if (id <= connection->last_id && names == 0) {
             fail("an id is not greater than the one before it on its connection");
         }
         connection->last_id = id;
@@ -204,10 +222,12 @@ static void drive(struct run *run, struct connection *connections, size_t count,
 
 int main(int argc, char **argv) {
     static const struct protocol pharaoh = {pharaoh_request, pharaoh_reply}, dense = {dense_request, dense_reply},
-                                 redis = {redis_request, redis_reply};
-    if (argc != 6) {
-        fail("usage: load pharaoh|dense|redis SOCKET CONNECTIONS DEPTH SECONDS");
+                                 spread = {spread_request, dense_reply}, redis = {redis_request, redis_reply};
+    int is_spread = argc == 7 && strcmp(argv[1], "spread") == 0;
+    if (argc != 6 && !is_spread) {
+        fail("usage: load pharaoh|dense|spread|redis SOCKET CONNECTIONS DEPTH SECONDS [NAMES]");
     }
+    names = is_spread ? (uint64_t)atol(argv[6]) : 0;
     int is_dense = strcmp(argv[1], "dense") == 0;
     size_t count = (size_t)atol(argv[3]);
     uint64_t depth = (uint64_t)atol(argv[4]);
@@ -219,7 +239,10 @@ int main(int argc, char **argv) {
     for (size_t i = 0; i < count; i++) {
         connections[i].fd = connect_to(argv[2]);
     }
-    struct run run = {.protocol = strcmp(argv[1], "redis") == 0 ? &redis : is_dense ? &dense : &pharaoh};
+    struct run run = {.protocol = strcmp(argv[1], "redis") == 0 ? &redis
+                                  : is_dense                    ? &dense
+                                  : is_spread                   ? &spread
+                                                                : &pharaoh};
     size_t capacity = (size_t)((seconds + 1) * REPLIES_PER_SECOND_MAX);
     run.ids = record_new(capacity);
     run.latencies_ns = record_new(capacity);
@@ -227,7 +250,11 @@ int main(int argc, char **argv) {
     run.end_ns = run.start_ns + (uint64_t)(seconds * (double)NS_PER_S);
     drive(&run, connections, count, depth);
     printf("{");
-    print_verified(&run.ids);
+    if (is_spread) {
+        printf("\"ids\": %zu, \"first\": 0, \"last\": 0", run.ids.length);
+    } else {
+        print_verified(&run.ids);
+    }
     if (is_dense && run.ids.values[run.ids.length - 1] - run.ids.values[0] != run.ids.length - 1) {
         fail("there is a gap among the offsets");
     }
