@@ -31,10 +31,10 @@ INCLUDES = {"libpharaoh": {"libpharaoh"}, "pharaohd": {"libpharaoh", "pharaohd"}
 # The supervisor is handed its worker entry, so that neither knows the other.
 STRANGERS = {("pharaohd.supervisor", "pharaohd.worker"), ("pharaohd.worker", "pharaohd.supervisor")}
 
-# The only files of the product that import a third-party package.
+# The only files of the product, or directories, that import a third-party package.
 THIRD_PARTY = {
     "cffi": {"libpharaoh/_build.py", "pharaohd/_build.py"},
-    "click": {"pharaohd/cli.py", "pharaohd/ctl.py"},
+    "click": {"pharaohd/cli.py", "pharaohd/ctl/"},
     "msgpack": {"libpharaoh/_framing.py"},
     "posix_ipc": {"pharaohd/stats.py"},
     "setproctitle": {"pharaohd/process.py"},
@@ -137,7 +137,7 @@ def third_party(modules: list[Module]) -> Iterator[Finding]:
             homes = THIRD_PARTY.get(target)
             if homes is None:
                 yield Finding(module.path, line, f"{target} is not among the packages that the product uses")
-            elif module.path not in homes:
+            elif not module.path.startswith(tuple(homes)):
                 yield Finding(module.path, line, f"{target} may be imported in {' and '.join(sorted(homes))} alone")
 
 

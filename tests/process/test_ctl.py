@@ -20,7 +20,7 @@ import pytest
 
 import libpharaoh
 from libpharaoh.errors import ConnectFailedError
-from pharaohd import ctl
+from pharaohd.ctl import common, daemon
 from pharaohd.stats import Reader, WorkerState
 
 WATCHDOG_S = 20.0
@@ -131,7 +131,7 @@ def test_the_statistics_show_what_was_issued(shared: Daemon) -> None:
         assert worker["state"] == "live"
         assert Path(f"/proc/{worker['pid']}").exists()
         assert worker["ceiling"] >= worker["next_tick"]
-        assert 0 <= worker["heartbeat_age_ms"] <= ctl.HEARTBEAT_STALE_MS
+        assert 0 <= worker["heartbeat_age_ms"] <= daemon.HEARTBEAT_STALE_MS
     answers = shared.ctl_json("stats")
     assert list(answers) == ["0", "1"]
     assert answers["1"]["pid"] == workers[1]["pid"]
@@ -180,10 +180,10 @@ def test_a_worker_that_cannot_serve_is_degraded_and_then_repaired(own: Daemon) -
     own.obelisk(1).write_bytes(bytes(own.obelisk(1).stat().st_size))
     os.kill(pid, signal.SIGKILL)
     own.wait_until(lambda: WorkerState.FAILED in own.states())
-    assert own.ctl("status").returncode == ctl.EXIT_DEGRADED
-    assert own.ctl("stats").returncode == ctl.EXIT_DEGRADED
+    assert own.ctl("status").returncode == common.EXIT_DEGRADED
+    assert own.ctl("stats").returncode == common.EXIT_DEGRADED
     verified = own.ctl("obelisk", "verify", "--config", str(own.config))
-    assert verified.returncode == ctl.EXIT_PROBLEMS
+    assert verified.returncode == common.EXIT_PROBLEMS
     assert "pharaohctl obelisk bump 1 --create" in verified.stdout + verified.stderr
     own.stop()
     repaired = own.ctl("obelisk", "bump", "1", "--create", "--config", str(own.config))

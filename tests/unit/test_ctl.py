@@ -14,6 +14,7 @@ import pytest
 
 from libpharaoh import scarab
 from pharaohd import ctl, manifest, obelisk, settings
+from pharaohd.ctl import common, texts
 
 ID = 408559031853465647
 BASE32 = "0BAVY8SDPEG1F"
@@ -97,9 +98,9 @@ def test_compose_and_range_agree_with_decode(capsys: pytest.CaptureFixture[str])
 
 def test_times_are_read_in_several_forms() -> None:
     moment = scarab.parse(ID).datetime
-    assert ctl.read_time("2026-07-18T16:53:51.926") == moment
-    assert ctl.read_time("2026-07-18T18:53:51.926+02:00") == moment
-    assert ctl.read_time("@1784393631.926") == moment
+    assert texts.read_time("2026-07-18T16:53:51.926") == moment
+    assert texts.read_time("2026-07-18T18:53:51.926+02:00") == moment
+    assert texts.read_time("@1784393631.926") == moment
 
 
 @pytest.mark.parametrize("text", ["yesterday", "@", "@1e400", "2026-13-01"])
@@ -117,7 +118,7 @@ def test_compose_refuses_parts_that_the_layout_cannot_hold(capsys: pytest.Captur
 @pytest.mark.parametrize("arguments", [("status",), ("next",), ("ping",), ("stats",), ("clock", "accept")])
 def test_without_a_daemon_the_exit_status_is_3(capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]) -> None:
     status, out, err = run(capsys, *arguments)
-    assert (status, out) == (ctl.EXIT_NO_DAEMON, "")
+    assert (status, out) == (common.EXIT_NO_DAEMON, "")
     assert "CONNECT_FAILED" in err
     assert "remedy: is pharaohd running" in err
 
@@ -241,11 +242,11 @@ def test_a_problem_has_a_remedy(
     """F2, F3, F8, F27."""
     harm(state)
     status, rows = verify(capsys, state)
-    assert status == ctl.EXIT_PROBLEMS
+    assert status == common.EXIT_PROBLEMS
     assert rows[1]["verdict"] == "PROBLEM"
     assert remedy in rows[1]["remedy"]
     status, out, _ = run(capsys, "obelisk", "verify", *state.options())
-    assert status == ctl.EXIT_PROBLEMS
+    assert status == common.EXIT_PROBLEMS
     assert f"remedy: {rows[1]['remedy']}" in out
 
 
@@ -268,7 +269,7 @@ def test_a_file_of_another_host_is_adopted_above_its_ceiling(
     """F27."""
     monkeypatch.setattr(obelisk, "host_id", lambda: HOST_IDS[1])
     status, rows = verify(capsys, state)
-    assert status == ctl.EXIT_PROBLEMS
+    assert status == common.EXIT_PROBLEMS
     assert "obelisk adopt 0 --bump" in rows[0]["remedy"]
     run_json(capsys, "obelisk", "adopt", "0", "1", "--bump", *state.options())
     assert verify(capsys, state)[0] == 0

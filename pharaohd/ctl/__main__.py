@@ -1,0 +1,7 @@
+"""`python -m pharaohd.ctl`."""
+
+import sys
+
+from pharaohd.ctl import main
+
+sys.exit(main())
