@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import islice, repeat
+from typing import IO
 
 import click
 
+from libpharaoh._calls import checked_key
 from libpharaoh._socket import Connection, Hello
 from libpharaoh.errors import (
     CounterLowerError,
@@ -38,7 +41,7 @@ section = click.Group()
 @section.group("counters")
 @common_options
 def counters_group() -> None:
-    """What dense values are counted with: list, read, raise.
+    """Counters of dense values: list, read, raise, export …
 
     The generations of groups, the offsets of partitions, the ids of schemas. NAME is a group or partition: text, or
     hex:… for bytes. The schemas of a coordinator share one counter: for kind schema NAME is the coordinator's number.
@@ -117,9 +120,9 @@ def every_counter(endpoints: dict[int, str], failures: list[PharaohError]) -> It
 @click.option("--kind", type=click.Choice(KINDS), help="Only these.")
 @click.option("--prefix", metavar="TEXT", type=read_key, default="", help="Only names that begin so.")
 def list_command(target: Target, coordinators: tuple[int, ...], kind: str | None, prefix: str | bytes) -> int:
-    """Every counter: what its next request would get, and how many sessions it remembers.
+    """What the next request of each counter would get.
 
-    Without N: those of all coordinators that this host owns.
+    And how many sessions it remembers.     Without N: those of all coordinators that this host owns.
     """
     failures: list[PharaohError] = []
     start = key_bytes(prefix)
@@ -164,21 +167,24 @@ def read(connection: Connection, kind: str, name: bytes, coordinator: int) -> Co
 @click.argument("name", metavar="NAME")
 @click.argument("value", metavar="NEXT", type=click.IntRange(0, NEXT_MAX))
 def raise_command(target: Target, kind: str, name: str, value: int) -> None:
-    """Let the next request of a counter get NEXT; a counter is never lowered. As root or the daemon's user."""
+    """Let the next request of a counter get NEXT.
+
+    A counter is never lowered. For root and the daemon's user.
+    """
     with home_of(target, kind, name) as (connection, raw, coordinator):
         request(connection, "counter_raise", kind, raw, value)
     facts = {"kind": kind, **json_of_key("name", raw), "coordinator": coordinator, "next": value}
     write(target, facts, str(value))
 
 
-@contextmanager
+@contextlib.contextmanager
 def home_of(target: Target, kind: str, name: str) -> Iterator[tuple[Connection, bytes, int]]:
     """A connection that leads to the counter, the counter's name on the wire, and its coordinator."""
     if kind != "schema":
-        raw = key_bytes(read_key(name))
         with connected(target.socket_path()) as (connection, hello):
+            raw = checked_key(read_key(name), hello)
             yield connection, raw, coordinator_for(raw, hello.modulus)
-    elif not is_number(name):
+    elif not is_number(name) or len(name) > 4:
         raise InvalidArgumentError(f"the counter of schemas is named by its coordinator's number, not {name!r}")
     else:
         for number, path in endpoints_of(target, [int(name)]).items():
@@ -192,34 +198,47 @@ def home_of(target: Target, kind: str, name: str) -> Iterator[tuple[Connection, 
 @command(counters_group, "export")
 @click.argument("file", metavar="[FILE|-]", default="-")
 def export_command(target: Target, file: str) -> None:
-    """Write the counters of all coordinators of this host, a line of JSON each.
+    """Write all counters of this host, a line of JSON each.
 
     For `counters import`. FILE is replaced once all are in it, and left alone when a coordinator does not answer.
     """
     failures: list[PharaohError] = []
     endpoints = endpoints_of(target, ())
-    with click.open_file(file, "w", encoding="utf-8", atomic=file != "-") as out:
+    with contextlib.nullcontext(sys.stdout) if file == "-" else replacing(file) as out:
         for counter in every_counter(endpoints, failures):
             out.write(json.dumps(counter.facts()) + "\n")
-        if failures and file != "-":
-            click.echo(f"{file} was not written", err=True)
         if failures:
             raise click.exceptions.Exit(EXIT_DEGRADED)
-        if file != "-":
-            out.flush()
-            os.fsync(out.fileno())
+
+
+@contextlib.contextmanager
+def replacing(path: str) -> Iterator[IO[str]]:
+    """A new file that takes the place of `path` at the end, durable; or does not when an exception comes before."""
+    draft = f"{path}.{os.getpid()}"
+    try:
+        with open(draft, "x", encoding="utf-8") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(draft, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(draft)
+        click.echo(f"pharaohctl: {path} was not written", err=True)
+        raise
 
 
 @command(counters_group, "import")
 @click.argument("file", metavar="FILE|-")
 @click.option("--add", type=click.IntRange(0, NEXT_MAX // 2), default=0, metavar="N", help="Raise each N further.")
 def import_command(target: Target, file: str, add: int) -> None:
-    """Raise counters to where an export says, never lower one; may be repeated. As root or the daemon's user.
+    """Raise counters to where an export has them.
 
-    An export knows nothing of what was handed out after it: --add N leaves room for that.
+    None is lowered; may be repeated. For root and the daemon's user. An export knows nothing of what was handed out
+    after it: --add N leaves room for that.
     """
     done = raised = 0
-    with click.open_file(file, "rb") as text, ExitStack() as stack:
+    with click.open_file(file, "rb") as text, contextlib.ExitStack() as stack:
         links = [stack.enter_context(connected(target.socket_path())) for _ in range(IN_FLIGHT)]
         pool = stack.enter_context(ThreadPoolExecutor(IN_FLIGHT))
         numbered = enumerate(text, 1)
@@ -236,6 +255,7 @@ def import_line(link: tuple[Connection, Hello], numbered: tuple[int, bytes], add
     try:
         counter = counter_of_line(text)
         if counter.kind != "schema":
+            checked_key(counter.name, hello)
             return raised_to(connection, counter, counter.next + add)
         if counter.coordinator not in hello.coordinators:
             raise InvalidArgumentError(f"this host owns no coordinator {counter.coordinator}")

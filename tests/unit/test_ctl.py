@@ -5,16 +5,21 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from libpharaoh import scarab
+from libpharaoh.errors import PharaohError, UnavailableError
+from libpharaoh.scarab import key_bytes
 from pharaohd import ctl, manifest, obelisk, settings
-from pharaohd.ctl import common, texts
+from pharaohd.ctl import common, counters, texts
+from tests.unit.fake_daemon import FakeDaemon
 
 ID = 408559031853465647
 BASE32 = "0BAVY8SDPEG1F"
@@ -323,3 +328,272 @@ def test_what_root_repairs_stays_the_daemon_s(capsys: pytest.CaptureFixture[str]
 def test_adopt_wants_to_know_what(capsys: pytest.CaptureFixture[str], state: State) -> None:
     assert run(capsys, "obelisk", "adopt", *state.options())[0] == 2
     assert run(capsys, "obelisk", "adopt", "1", "--all", *state.options())[0] == 2
+
+
+# ---- keys and names ----
+
+
+@pytest.mark.parametrize(
+    ("text", "raw", "written"),
+    [
+        ("orders", b"orders", "orders"),
+        ("", b"", ""),
+        ("Ω mega", "Ω mega".encode(), "Ω mega"),
+        ("hex:6f72FF", b"or\xff", "hex:6f72ff"),
+        ("hex:", b"", ""),
+        ("hex:6865783a61", b"hex:a", "hex:6865783a61"),
+        ("\udcff", b"\xff", "hex:ff"),
+        ("a\x1b[2J", b"a\x1b[2J", "hex:611b5b324a"),
+    ],
+)
+def test_keys_are_text_or_bytes(text: str, raw: bytes, written: str) -> None:
+    assert key_bytes(texts.read_key(text)) == raw
+    assert texts.text_of_key(raw) == written
+    assert key_bytes(texts.read_key(written)) == raw
+
+
+@given(st.binary(max_size=8) | st.text(st.characters(exclude_categories=["Cs"]), max_size=8))
+def test_every_key_is_written_as_it_is_read(key: str | bytes) -> None:
+    written = texts.text_of_key(key)
+    assert key_bytes(texts.read_key(written)) == key_bytes(key)
+    assert written.isprintable()
+    facts = texts.json_of_key("name", key)
+    assert (bytes.fromhex(facts["name_hex"]) if "name_hex" in facts else facts["name"].encode()) == key_bytes(key)
+
+
+@pytest.mark.parametrize("text", ["hex:0", "hex:zz", "hex:0 0", "hex:0x00"])
+def test_a_key_that_is_no_hexadecimal_is_refused(capsys: pytest.CaptureFixture[str], text: str) -> None:
+    status, _, err = run(capsys, "route", text)
+    assert status == 1
+    assert "INVALID_ARGUMENT" in err
+
+
+def test_coordinators_are_written_as_the_settings_have_them() -> None:
+    for text in ("", "7", "0-3", "0-1,5,7-8"):
+        assert texts.text_of_numbers(settings.parse_owns(text)) == text
+
+
+def test_help_lists_every_command_by_purpose(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = run(capsys, "--help")
+    assert status == 0
+    headings = [line for line in out.splitlines() if line.endswith(":") and not line.startswith(" ")]
+    assert headings == ["Options:", "Ids:", "Dense values:", "Schemas:", "Daemon:", "Files:"]
+    assert {line.split()[0] for line in out.splitlines() if line.startswith("  ")} >= set(ctl.cli.commands)
+    assert "hex:" in out
+    assert "..." not in out.partition("Ids:")[2]
+
+
+# ---- a daemon that says what the test wants ----
+
+
+@pytest.fixture
+def fake(tmp_path: Path) -> Iterator[FakeDaemon]:
+    with FakeDaemon(tmp_path) as daemon:
+        yield daemon
+
+
+def test_ids_by_key(capsys: pytest.CaptureFixture[str], fake: FakeDaemon) -> None:
+    last = int(run(capsys, "timestamp")[1])
+    for arguments in (("timestamp", "a"), ("begin-transaction", "a"), ("create-session", "a"), ("next-event-id", "a")):
+        facts = run_json(capsys, *arguments, "--after", scarab.to_base32(last))
+        assert fake.requests[-1][1:] == (arguments[0].replace("-", "_").replace("time", "get_time"), [b"a", last])
+        assert int(facts["id"]) > last
+        assert facts["coordinator"] == scarab.coordinator_for("a", 4)
+        last = int(facts["id"])
+
+
+def test_dense_values_with_and_without_a_token(capsys: pytest.CaptureFixture[str], fake: FakeDaemon) -> None:
+    assert run(capsys, "join-group", "readers", "r1") == (0, "1\n", "")
+    assert run_json(capsys, "assign-offset", "hex:ff", "-n", "5") == {
+        "partition": "\ufffd",
+        "partition_hex": "ff",
+        "offset": 0,
+        "count": 5,
+    }
+    token = ("--session", HEX, "--sequence", "3", "--client-id", "c")
+    assert run(capsys, "assign-offset", "hex:ff", *token)[1] == "5\n"
+    assert fake.requests[-1][1:] == ("assign_offset", [b"\xff", 1, [ID, 3, b"c"]])
+    assert run(capsys, "assign-offset", "hex:ff", *token)[1] == "5\n"
+    assert run(capsys, "assign-offset", "hex:ff")[1] == "6\n"
+    assert run(capsys, "join-group", "readers", "r1", *token[:4])[1] == "2\n"
+    assert run(capsys, "join-group", "readers", "r1", *token[:4])[1] == "2\n"
+
+
+@pytest.mark.parametrize(
+    "options", [("--session", "1"), ("--sequence", "1"), ("--client-id", "c"), ("-n", "0"), ("--sequence", "-1")]
+)
+def test_half_a_token_is_wrong_usage(
+    capsys: pytest.CaptureFixture[str], fake: FakeDaemon, options: tuple[str, ...]
+) -> None:
+    assert run(capsys, "assign-offset", "p", *options)[0] == 2
+    assert fake.requests == []
+
+
+def test_schemas(capsysbinary: pytest.CaptureFixture[bytes], fake: FakeDaemon, tmp_path: Path) -> None:
+    def ctl_output(*arguments: str) -> bytes:
+        assert ctl.main(arguments) == 0
+        return capsysbinary.readouterr().out
+
+    text = '{ "type":"string", "doc":"Ω" }\n'.encode()
+    (tmp_path / "text").write_bytes(text)
+    (tmp_path / "bytes").write_bytes(b"\xff\0\n")
+    first = int(ctl_output("schema", "register", "s", str(tmp_path / "text"), "--type", "json"))
+    second = int(ctl_output("schema", "register", "hex:fe", str(tmp_path / "bytes")))
+    assert ctl_output("schema", "get", str(first)) == text
+    assert ctl_output("schema", "get", str(second)) == b"\xff\0\n"
+    facts = json.loads(ctl_output("schema", "get", str(first), "-o", "json"))
+    assert facts == {"id": first, "subject": "s", "version": 1, "schema": text.decode(), "type": "json"}
+    rows = json.loads(ctl_output("schema", "list", "-o", "json"))
+    assert [(row["id"], row.get("subject_hex")) for row in rows] == [(first, None), (second, "fe")]
+    lines = ctl_output("schema", "list", "s").decode().splitlines()
+    assert [line.split() for line in lines] == [["subject", "version", "id", "type"], ["s", "1", str(first), "json"]]
+    assert ctl.main(["schema", "get", "2000000000"]) == 1
+    assert b"SCHEMA_UNKNOWN" in capsysbinary.readouterr().err
+
+
+def test_route_and_cluster(capsys: pytest.CaptureFixture[str], fake: FakeDaemon) -> None:
+    assert run_json(capsys, "route", "orders")["coordinator"] == scarab.coordinator_for("orders", 4)
+    assert run_json(capsys, "cluster")["owners"] == {"fake": [0, 1]}
+    lines = [line.split() for line in run(capsys, "cluster")[1].splitlines()]
+    assert ["owners", "fake:", "0-1"] in lines
+    assert ["peers", "-"] in lines
+
+
+Row = list[object]
+
+
+def pages_of(fake: FakeDaemon, *answers: list[Row] | PharaohError | dict[str, object]) -> None:
+    """The fake's next answers to counter_list: pages of one list, errors, or nonsense."""
+
+    def always(answer: object) -> Callable[[list[Any]], object]:
+        return lambda _: answer
+
+    cursor = 0
+    for answer, following in zip(answers, [*answers[1:], None], strict=True):
+        if isinstance(answer, PharaohError):
+            fake.behaviours["counter_list"].append(answer)
+        elif isinstance(answer, dict):
+            fake.behaviours["counter_list"].append(always(answer))
+        else:
+            cursor += len(answer)
+            page = {"counters": answer, "next": cursor if isinstance(following, list) else None}
+            fake.behaviours["counter_list"].append(always(page))
+
+
+ORDERS: Row = ["offset", b"orders", 7, 2]
+ORGANS: Row = ["group", b"organs", 3, 0]
+BYTES: Row = ["offset", b"\xff", 2**63, 64]
+
+
+def test_an_export_holds_no_more_than_a_page(fake: FakeDaemon) -> None:
+    pages_of(fake, [ORDERS], [ORGANS], [BYTES])
+    found = counters.every_counter({0: fake.path}, [])
+    for asked, name in enumerate((b"orders", b"organs", b"\xff"), 1):
+        assert next(found).name == name
+        assert [params for _, method, params in fake.requests if method == "counter_list"] == [
+            [cursor] for cursor in range(asked)
+        ]
+    assert list(found) == []
+
+
+def test_counters_are_chosen_by_kind_and_prefix(capsys: pytest.CaptureFixture[str], fake: FakeDaemon) -> None:
+    for options, expected in (
+        (("--kind", "group"), ["organs"]),
+        (("--prefix", "or"), ["orders", "organs"]),
+        (("--prefix", "hex:ff"), ["\ufffd"]),
+        (("--prefix", "or", "--kind", "schema"), []),
+    ):
+        pages_of(fake, [ORDERS, ORGANS], [BYTES])
+        assert [row["name"] for row in run_json(capsys, "counters", "list", "0", *options)] == expected
+    pages_of(fake, [ORDERS, BYTES])
+    header, *lines = run(capsys, "counters", "list", "1")[1].splitlines()
+    assert header.split() == ["kind", "coord", "next", "sessions", "name"]
+    assert [line.split() for line in lines] == [
+        ["offset", "1", "7", "2", "orders"],
+        ["offset", "1", str(2**63), "64", "hex:ff"],
+    ]
+
+
+def test_an_export_is_whole_or_none(capsys: pytest.CaptureFixture[str], fake: FakeDaemon, tmp_path: Path) -> None:
+    file = tmp_path / "export"
+    file.write_text("the last one")
+    pages_of(fake, UnavailableError(), [BYTES])
+    status, out, err = run(capsys, "counters", "export", str(file))
+    assert (status, out) == (common.EXIT_DEGRADED, "")
+    assert "UNAVAILABLE" in err
+    assert "was not written" in err
+    assert file.read_text() == "the last one"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["coordinators", "export", "rpc.sock"]
+    pages_of(fake, UnavailableError(), [BYTES])
+    status, out, _ = run(capsys, "counters", "list", "-o", "json")
+    assert status == common.EXIT_DEGRADED
+    assert [row["name_hex"] for row in json.loads(out)] == ["ff"]
+    pages_of(fake, [ORDERS])
+    pages_of(fake, [BYTES])
+    assert run(capsys, "counters", "export", str(file)) == (0, "", "")
+    expected = [
+        {"kind": "offset", "name": "orders", "coordinator": 0, "next": 7, "sessions": 2},
+        {"kind": "offset", "name": "\ufffd", "name_hex": "ff", "coordinator": 1, "next": 2**63, "sessions": 64},
+    ]
+    assert [json.loads(line) for line in file.read_text().splitlines()] == expected
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"counters": [], "next": 0},
+        {"counters": [["offset", "text", 1, 0]], "next": None},
+        {"counters": [["offset", b"x", 1]], "next": None},
+        {"counters": 3, "next": None},
+    ],
+)
+def test_nonsense_instead_of_counters_is_an_error(
+    capsys: pytest.CaptureFixture[str], fake: FakeDaemon, answer: dict[str, object]
+) -> None:
+    pages_of(fake, answer)
+    status, _, err = run(capsys, "counters", "list", "0")
+    assert status == common.EXIT_DEGRADED
+    assert "PROTOCOL_VIOLATION" in err
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "",
+        "{",
+        "7",
+        "[]",
+        '{"kind": "offset", "name": "p", "coordinator": 0}',
+        '{"kind": "offset", "name": "p", "coordinator": 0, "next": -1}',
+        '{"kind": "offset", "name": "p", "coordinator": 0, "next": 1.0}',
+        '{"kind": "offset", "name": "p", "coordinator": 0, "next": true}',
+        '{"kind": "offset", "name": 5, "coordinator": 0, "next": 1}',
+        '{"kind": "offset", "name": "p", "coordinator": [0], "next": 1}',
+        '{"kind": "offset", "name": "p", "name_hex": "0", "coordinator": 0, "next": 1}',
+        '{"kind": "queue", "name": "p", "coordinator": 0, "next": 1}',
+        '{"kind": "schema", "name": "", "coordinator": 3, "next": 1}',
+        '{"kind": "offset", "name": "p", "coordinator": 0, "next": 9223372036854775809}',
+    ],
+)
+def test_a_line_that_is_no_counter_is_named(
+    capsys: pytest.CaptureFixture[str], fake: FakeDaemon, tmp_path: Path, line: str
+) -> None:
+    good = '{"kind": "offset", "name": "p", "coordinator": 0, "next": 5}'
+    fake.behaviours["counter_read"].append(lambda _: {"next": 5, "sessions": 0})
+    (tmp_path / "export").write_text(f"{good}\n{line}\n")
+    status, _, err = run(capsys, "counters", "import", str(tmp_path / "export"))
+    assert status == 1
+    assert "INVALID_ARGUMENT" in err
+    assert "line 2" in err
+    assert not [method for _, method, _ in fake.requests if method == "counter_raise"]
+
+
+def test_the_counter_of_schemas_is_named_by_its_coordinator(
+    capsys: pytest.CaptureFixture[str], fake: FakeDaemon
+) -> None:
+    for name in ("x", "", "-1", "²", "9" * 5000, "2"):
+        status, _, err = run(capsys, "counters", "read", "schema", "--", name)
+        assert (status, "INVALID_ARGUMENT" in err) == (1, True), name
+    fake.behaviours["counter_read"].append(lambda _: {"next": 9, "sessions": 0})
+    assert run_json(capsys, "counters", "read", "schema", "1")["next"] == 9
+    assert fake.requests[-1] == (1, "counter_read", ["schema", b""])
