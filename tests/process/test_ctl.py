@@ -221,3 +221,109 @@ def test_clock_accept_follows_a_forward_jump(own: Daemon) -> None:
     assert all(row["moved_ms"] > 3_500_000 for row in own.ctl_json("clock", "accept"))
     assert libpharaoh.parse(int(own.ctl("next").stdout)).unix_ms >= before + 3_500_000
     own.wait_until(lambda: own.ctl_json("status")["clock_alarms"] == [])
+
+
+# ---- ids by key, dense values, counters ----
+
+
+def test_ids_by_key_rise(shared: Daemon) -> None:
+    last = int(shared.ctl("timestamp").stdout)
+    for command in ("timestamp", "begin-transaction", "create-session", "next-event-id"):
+        facts = shared.ctl_json(command, "hex:ff00", "--after", str(last))
+        assert int(facts["id"]) > last
+        assert facts["coordinator"] == shared.ctl_json("route", "hex:ff00")["coordinator"]
+        last = int(facts["id"])
+
+
+def test_a_token_gets_its_offset_again(own: Daemon) -> None:
+    """F35."""
+    first = own.ctl("create-session", "billing").stdout.strip()
+    token = ("--sequence", "0", "--client-id", "billing", "-n", "3")
+    assert own.ctl("assign-offset", "orders", "--session", first, *token).stdout == "0\n"
+    assert own.ctl("assign-offset", "orders", "--session", first, *token).stdout == "0\n"
+    second = own.ctl("create-session", "billing").stdout.strip()
+    assert own.ctl("assign-offset", "orders", "--session", second, *token).stdout == "3\n"
+    fenced = own.ctl("assign-offset", "orders", "--session", first, *token)
+    assert (fenced.returncode, fenced.stdout) == (1, "")
+    assert "FENCED" in fenced.stderr
+    assert [own.ctl("join-group", "g", "m").stdout for _ in range(3)] == ["1\n", "2\n", "3\n"]
+
+
+def test_a_counter_is_read_and_raised_but_never_lowered(own: Daemon) -> None:
+    assert "COUNTER_UNKNOWN" in own.ctl("counters", "read", "offset", "orders").stderr
+    assert own.ctl("counters", "raise", "offset", "orders", "100").returncode == 0
+    assert own.ctl("assign-offset", "orders").stdout == "100\n"
+    assert own.ctl_json("counters", "read", "offset", "orders")["next"] == 101
+    lower = own.ctl("counters", "raise", "offset", "orders", "100")
+    assert (lower.returncode, "COUNTER_LOWER" in lower.stderr) == (1, True)
+    assert own.ctl_json("counters", "read", "offset", "orders")["next"] == 101
+    for number in (0, 1):
+        own.ctl("counters", "raise", "schema", str(number), str(number + 5))
+        facts = own.ctl_json("counters", "read", "schema", str(number))
+        assert (facts["name"], facts["coordinator"], facts["next"]) == ("", number, number + 5)
+
+
+NAMES = [f"partition {number}" for number in range(3000)]
+
+
+def read_export(file: Path) -> dict[tuple[str, str, int], int]:
+    found = {}
+    for line in file.read_text().splitlines():
+        row = json.loads(line)
+        found[row["kind"], row.get("name_hex", row["name"]), row["coordinator"]] = row["next"]
+    return found
+
+
+def test_a_lost_host_s_counters_go_on_from_an_export(own: Daemon) -> None:
+    """F27: what was handed out is not handed out again by the successor that imports the export."""
+    with libpharaoh.connect(own.directory / "d" / "rpc.sock") as client:
+        for name in NAMES:
+            client.assign_offset(name, 7)
+        client.join_group(b"\xff", "member")
+    own.ctl("counters", "raise", "schema", "1", "9")
+    export = own.directory / "export"
+    assert own.ctl("counters", "export", str(export)).returncode == 0
+    before = read_export(export)
+    assert {name: value for (kind, name, _), value in before.items() if kind == "offset"} == dict.fromkeys(NAMES, 7)
+    assert {key: value for key, value in before.items() if key[0] != "offset"} == {
+        ("group", "ff", libpharaoh.coordinator_for(b"\xff", 2)): 2,
+        ("schema", "", 1): 9,
+    }
+    own.stop()
+    shutil.rmtree(own.directory / "d" / "state")
+    own.start()
+    own.ctl("assign-offset", NAMES[0], "-n", "1000")
+    assert own.ctl_json("counters", "import", str(export)) == {"counters": 3002, "raised": 3001, "left": 1}
+    assert own.ctl_json("counters", "import", str(export)) == {"counters": 3002, "raised": 0, "left": 3002}
+    assert own.ctl("assign-offset", NAMES[0]).stdout == "1000\n"
+    assert own.ctl("assign-offset", NAMES[1]).stdout == "7\n"
+    assert own.ctl("join-group", "hex:ff", "member").stdout == "2\n"
+    assert own.ctl_json("counters", "import", str(export), "--add", "500")["raised"] == 3001
+    assert own.ctl("assign-offset", NAMES[1]).stdout == "507\n"
+    listed = own.ctl_json("counters", "list", "--kind", "offset", "--prefix", "partition 12")
+    assert sorted(row["name"] for row in listed) == sorted(name for name in NAMES if name.startswith("partition 12"))
+    assert len(own.ctl("counters", "list").stdout.splitlines()) == 1 + len(before)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become somebody else")
+def test_counters_are_raised_by_root_and_the_daemon_s_user_alone(own: Daemon) -> None:
+    for path in (own.directory, own.directory / "d"):
+        path.chmod(0o755)
+    for path in (own.directory / "d").rglob("*.sock"):
+        path.chmod(0o666)
+    (own.directory / "d" / "coordinators").chmod(0o755)
+    # As root first, so that every module is loaded: others may not read this interpreter's files.
+    script = """if True:
+        import os, sys
+        from pharaohd import ctl
+        assert ctl.main([*sys.argv[1:], "counters", "raise", "offset", "orders", "10"]) == 0
+        assert ctl.main([*sys.argv[1:], "counters", "raise", "offset", "orders", "1"]) == 1
+        os.setgid(65534)
+        os.setuid(65534)
+        sys.exit(ctl.main([*sys.argv[1:], "counters", "raise", "offset", "orders", "100"]))
+    """
+    command = [sys.executable, "-c", script, "--dir", str(own.directory / "d")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=WATCHDOG_S, check=False)
+    assert done.returncode == 1, done.stderr
+    assert "PERMISSION_DENIED" in done.stderr
+    assert own.ctl_json("counters", "read", "offset", "orders")["next"] == 10
