@@ -97,6 +97,8 @@ class ObeliskReport:
     problems: tuple[str, ...]
     warnings: tuple[str, ...] = ()
     counters: CountersReport | None = None
+    counters_error: StartError | None = None
+    """What a start would say of the journal beside the file."""
 
 
 def digest(kind: str, text: str) -> bytes:
@@ -237,12 +239,13 @@ def verify(path: str | Path, expected: Identity | None = None, end_warning_days:
     if identity is None:
         return report
     problems = list(report.problems)
-    counters = None
+    counters, counters_error = None, None
     if expected is not None:
         problems += differences(identity, expected)
     try:
         counters = inspect_counters(path, identity, report.newest)
     except StartError as error:
+        counters_error = error
         problems.append(f"counters: {error.detail or error.message}")
     warnings = []
     end_ms = (1 << identity.layout.ms_bits) + identity.epoch_ms
@@ -252,7 +255,13 @@ def verify(path: str | Path, expected: Identity | None = None, end_warning_days:
     ahead_ms = report.newest.ceiling_ms - time.time_ns() // 1_000_000 if report.newest else 0
     if ahead_ms > BUMP_MARGIN_MS:
         warnings.append(f"the ceiling is {ahead_ms} ms ahead of this host's clock")
-    return replace(report, problems=tuple(problems), warnings=tuple(warnings), counters=counters)
+    return replace(
+        report,
+        problems=tuple(problems),
+        warnings=tuple(warnings),
+        counters=counters,
+        counters_error=counters_error,
+    )
 
 
 def differences(found: Identity, expected: Identity) -> Iterator[str]:

@@ -29,7 +29,13 @@ from pharaohd.settings import Settings
 
 section = click.Group()
 
-VERIFY_HEADERS = {"coordinator": "coord", "verdict": "verdict", "ceiling": "ceiling", "clean": "clean", "path": "path"}
+VERIFY_HEADERS = {
+    "coordinator": "coord", "verdict": "verdict", "ceiling": "ceiling", "clean": "clean", "counters": "counters",
+    "path": "path",
+}  # fmt: skip
+DROP_COUNTERS = click.option(
+    "--drop-counters", is_flag=True, help="Put the journal of its dense counters out of the way: they start anew."
+)
 TORN_RECORD_REMEDY = "none needed: a start goes by the other record, and the next one is written over this"
 REREAD_S = 0.01
 
@@ -68,6 +74,7 @@ def facts_of_report(report: ObeliskReport) -> dict[str, object]:
         }
     if newest is not None:
         facts |= {"ceiling": newest.ceiling, "ceiling_time": text_of_ms(newest.ceiling_ms), "clean": newest.clean}
+        facts |= {"counters_id": newest.counters_id or None, "counters_batch": newest.counters_batch}
     return facts
 
 
@@ -132,7 +139,7 @@ def verified(number: int, loaded: Settings) -> dict[str, Any]:
     try:
         report = steady_report(path, obelisk.identity_for(loaded, number), loaded.clock.end_warning_days)
     except ObeliskMissingError as error:
-        return verdict(number, path, None, [error.message], [], error.hint)
+        return verdict(number, path, None, None, [error.message], [], error.hint)
     return judged(number, report, obelisk.identity_for(loaded, number))
 
 
@@ -153,17 +160,25 @@ def steady_report(path: str, expected: Identity | None, end_warning_days: int) -
 
 def judged(number: int | None, report: ObeliskReport, expected: Identity | None) -> dict[str, Any]:
     hint = remedy_for(report, expected) if report.problems else ""
-    return verdict(number, report.path, report.newest, list(report.problems), list(report.warnings), hint)
+    counted = report.counters.counters if report.counters else None
+    return verdict(number, report.path, report.newest, counted, list(report.problems), list(report.warnings), hint)
 
 
 def verdict(
-    number: int | None, path: str, newest: Record | None, problems: list[str], warnings: list[str], hint: str
+    number: int | None,
+    path: str,
+    newest: Record | None,
+    counters: int | None,
+    problems: list[str],
+    warnings: list[str],
+    hint: str,
 ) -> dict[str, Any]:
     return {
         "coordinator": number,
         "verdict": "PROBLEM" if problems else "warning" if warnings else "ok",
         "ceiling": text_of_ms(newest.ceiling_ms) if newest else None,
         "clean": newest.clean if newest else None,
+        "counters": counters,
         "path": path,
         "problems": problems,
         "warnings": warnings,
@@ -181,7 +196,7 @@ def remedy_for(report: ObeliskReport, expected: Identity | None) -> str:
     if expected is not None and identity.coordinator != expected.coordinator:
         return ObeliskCorruptError.hint  # a sibling's file in its place: nothing to adopt
     if expected is None or not list(obelisk.differences(identity, expected)):
-        return TORN_RECORD_REMEDY
+        return report.counters_error.hint if report.counters_error else TORN_RECORD_REMEDY
     own = dataclasses.replace(expected, layout=identity.layout, epoch_ms=identity.epoch_ms, modulus=identity.modulus)
     return ObeliskForeignError.hint if list(obelisk.differences(identity, own)) else ObeliskChangedError.hint
 
@@ -190,7 +205,8 @@ def remedy_for(report: ObeliskReport, expected: Identity | None) -> str:
 @click.argument("numbers", nargs=-1, metavar="N…")
 @click.option("--bump", is_flag=True, help="Start above whatever the original may have issued since it was copied.")
 @click.option("--all", "everything", is_flag=True, help="Every file there is, and rebuild the manifest from them.")
-def adopt_command(target: Target, numbers: tuple[str, ...], bump: bool, everything: bool) -> None:
+@DROP_COUNTERS
+def adopt_command(target: Target, numbers: tuple[str, ...], bump: bool, everything: bool, drop_counters: bool) -> None:
     """Make copied or restored files this host's and this cluster's own.
 
     Only when the originals are out of use for good: two daemons with one coordinator issue the same ids.
@@ -202,7 +218,8 @@ def adopt_command(target: Target, numbers: tuple[str, ...], bump: bool, everythi
     rows = []
     for number in chosen:
         path, identity = obelisk_path(loaded, number), obelisk.identity_for(loaded, number)
-        ceiling = obelisk.adopt(path, identity, bump=bump, margin_ms=obelisk.repair_margin_ms(loaded))
+        margin_ms = obelisk.repair_margin_ms(loaded)
+        ceiling = obelisk.adopt(path, identity, bump=bump, drop_counters=drop_counters, margin_ms=margin_ms)
         rows.append(row_of_repair(loaded, number, ceiling))
     register(loaded, chosen, anew=everything)
     write_rows(target, rows)
@@ -224,18 +241,28 @@ def coordinators_present(loaded: Settings) -> list[int]:
 @command(obelisk_group, "bump")
 @click.argument("number", metavar="N")
 @click.option("--create", is_flag=True, help="Also when the file is lost or damaged: make it anew.")
-def bump_command(target: Target, number: str, create: bool) -> None:
+@DROP_COUNTERS
+def bump_command(target: Target, number: str, create: bool, drop_counters: bool) -> None:
     """Raise a coordinator's ceiling above everything that it can have issued by now.
 
-    Trusts this host's clock: set it right first.
+    Trusts this host's clock: set it right first. Dense counters are not raised: `pharaohctl counters raise`, `import`.
     """
     loaded = target.settings()
     chosen = coordinator_of(number, loaded)
     identity = obelisk.identity_for(loaded, chosen)
     margin_ms = obelisk.repair_margin_ms(loaded)
-    ceiling = obelisk.bump(obelisk_path(loaded, chosen), identity, create_missing=create, margin_ms=margin_ms)
+    path = obelisk_path(loaded, chosen)
+    ceiling = obelisk.bump(
+        path, identity, create_missing=create, drop_counters=drop_counters, margin_ms=margin_ms
+    )  # fmt: skip
     register(loaded, [chosen], anew=False)
     write_rows(target, [row_of_repair(loaded, chosen, ceiling)])
+    if (create or drop_counters) and not obelisk.counters_beside(path).exists():
+        click.echo(
+            f"warning: coordinator {chosen} has no dense counters; if it ever had some, raise them before their use: "
+            "`pharaohctl counters import` or `raise`",
+            err=True,
+        )
 
 
 def row_of_repair(loaded: Settings, number: int, ceiling: int) -> Row:
