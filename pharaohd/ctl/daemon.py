@@ -42,6 +42,8 @@ WORKER_HEADERS = {
     "ids_ring": "ids ring",
     "ids_socket": "socket",
     "ids_strict": "strict",
+    "ids_dense": "dense",
+    "counters": "counters",
     "requests": "requests",
     "errors": "errors",
     "rings": "rings",
@@ -96,6 +98,8 @@ def status_command(target: Target) -> int:
         "restarts": sum(worker.restart_count for worker in workers),
         "clock_alarms": [worker.coordinator for worker in workers if worker.clock_jump_ms],
         "ids_issued": sum(worker.ids_ring + worker.ids_socket + worker.ids_strict for worker in workers),
+        "dense_values": sum(worker.ids_dense for worker in workers),
+        "counters": sum(worker.counters for worker in workers),
         "settings_serial": daemon.settings_serial,
         "reload_failures": daemon.reload_failures,
     }
