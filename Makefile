@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 
 C_FILES = $(wildcard libpharaoh/csrc/*.[ch] pharaohd/csrc/*.[ch])
 ALL_C_FILES = $(C_FILES) $(wildcard tests/csrc/*.[ch] bench/csrc/*.[ch])
-PY_DIRS = $(sort $(dir $(wildcard $(addsuffix /*.py,libpharaoh pharaohd tools bench demo tests))))
+PY_DIRS = $(sort $(dir $(wildcard $(addsuffix /*.py,libpharaoh pharaohd tools bench demo examples tests))))
 
 # command=Debian package, for the tests that mount file systems, enter namespaces and check models.
 TEST_PACKAGES := spin=spin mkfs.ext4=e2fsprogs unshare=util-linux losetup=mount ip=iproute2

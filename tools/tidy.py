@@ -23,7 +23,8 @@ PACKAGES = {
     "tools": {"libpharaoh", "pharaohd", "tools"},
     "bench": {"libpharaoh", "pharaohd", "bench"},
     "demo": {"libpharaoh", "pharaohd", "demo"},
-    "tests": {"libpharaoh", "pharaohd", "tools", "bench", "demo", "tests"},
+    "examples": {"libpharaoh", "examples"},
+    "tests": {"libpharaoh", "pharaohd", "tools", "bench", "demo", "examples", "tests"},
 }
 PRODUCT = ("libpharaoh", "pharaohd")
 INCLUDES = {"libpharaoh": {"libpharaoh"}, "pharaohd": {"libpharaoh", "pharaohd"}}
