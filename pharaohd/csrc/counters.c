@@ -221,9 +221,10 @@ static const uint8_t *keep_name(struct ph_counters *counters, struct ph_bytes na
 static size_t padded(size_t length) { return (length + 7) & ~(size_t)7; }
 
 static struct ph_counter *define(struct ph_counters *counters, uint32_t number, uint32_t kind, struct ph_bytes name) {
-    struct ph_counter *counter = place(counters, number);
-    const uint8_t *kept = counter != NULL && grow_index(counters) == 0 ? keep_name(counters, name) : NULL;
-    if (kept == NULL) {
+    const uint8_t *kept = grow_index(counters) == 0 ? keep_name(counters, name) : NULL;
+    /* Last: a number that is taken without a counter behind it would make the journal incomplete. */
+    struct ph_counter *counter = kept != NULL ? place(counters, number) : NULL;
+    if (counter == NULL) {
         return NULL;
     }
     counter->number = number;
