@@ -1,6 +1,7 @@
 #define _GNU_SOURCE
 #include "dense.h"
 
+#include <assert.h>
 #include <fnmatch.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -11,12 +12,17 @@
 #include "worker_api.h"
 
 #define NS_PER_MS UINT64_C(1000000)
-#define BATCH_LIMIT (192 << 10) /* fits a new file whole */
+#define BATCH_LIMIT (120 << 10)
 #define COPY_LIMIT (64 << 10)   /* how much of the old records goes into one batch of the new file */
+#define COPY_RESERVE (32 << 10) /* of a batch, kept free of requests: a rewrite comes to its end under any load */
 #define REWRITE_SLACK (4 << 20) /* a journal is rewritten when it is twice as long as what counts, and this */
 #define RETRY_NS UINT64_C(1000000000)
 #define NOTE_NS UINT64_C(250000000)
 #define NO_RECORD UINT32_MAX
+
+/* The batch that begins a new file fits there, and so does the one that is collected while that happens. */
+static_assert(2 * BATCH_LIMIT + PH_OBELISK_PAGE <= PH_JOURNAL_GROWTH_MIN, "a batch that is handed over always fits");
+static_assert(PH_COUNTER_RECORDS_MAX <= COPY_RESERVE, "there is always room to copy one");
 
 static uint64_t sectors(uint64_t length) {
     return (length + PH_OBELISK_SECTOR - 1) / PH_OBELISK_SECTOR * PH_OBELISK_SECTOR;
@@ -44,12 +50,10 @@ static int read_journal(const char *path, const struct ph_identity *identity, in
     if (*rewriting) {
         code = ph_journal_open(journal, next_path, identity, writable, visit, counters, fault);
         if (code == 0 && (journal->id != base.id || journal->first != base.number + 1)) {
-            ph_journal_close(journal);
             code = ph_fault_set(fault, PH_ERR_COUNTERS_CORRUPT, "%s does not go on where %s ends", next_path, path);
         }
     }
     if (code == 0 && !ph_counters_complete(counters)) {
-        ph_journal_close(journal);
         code = ph_fault_set(fault, PH_ERR_COUNTERS_CORRUPT, "%s: %u of %u counters have no name", path,
                             counters->size - counters->defined, counters->size);
     }
@@ -59,6 +63,9 @@ static int read_journal(const char *path, const struct ph_identity *identity, in
     }
     if (*rewriting || code != 0) {
         ph_journal_close(&base);
+    }
+    if (*rewriting && code != 0) {
+        ph_journal_close(journal);
     }
     return code;
 }
@@ -181,12 +188,13 @@ int ph_dense_is_committing(const struct ph_dense *dense) {
     return ph_committer_durable(&dense->committer) < dense->handed;
 }
 
-/* Bytes that the batch being collected may still grow by. */
-static size_t room(const struct ph_dense *dense) {
+/* Bytes that the batch being collected may still grow by, up to `limit`. */
+static size_t room(const struct ph_dense *dense, size_t limit) {
+    int committing = ph_dense_is_committing(dense); /* before `room`: one that is older still holds what it took */
     uint64_t file = ph_load_relaxed(&dense->committer.room);
-    uint64_t taken = sectors(dense->length) + (ph_dense_is_committing(dense) ? sectors(dense->in_flight_length) : 0);
+    uint64_t taken = sectors(dense->length) + (committing ? sectors(dense->in_flight_length) : 0);
     uint64_t in_file = file > taken ? file - taken : 0;
-    uint64_t in_batch = BATCH_LIMIT - dense->length;
+    uint64_t in_batch = limit > dense->length ? limit - dense->length : 0;
     return (size_t)(in_file < in_batch ? in_file : in_batch);
 }
 
@@ -210,8 +218,10 @@ void ph_dense_note_value(struct ph_dense *dense, struct ph_counter *counter, con
 
 /* Writes down old counters in the new file. Returns whether it is complete with that. */
 static int copy_some(struct ph_dense *dense) {
-    while (dense->copy_at < dense->counters.size && dense->length < COPY_LIMIT &&
-           room(dense) >= PH_COUNTER_RECORDS_MAX) {
+    size_t least = dense->length + COPY_RESERVE;
+    size_t limit = least > COPY_LIMIT ? least : COPY_LIMIT;
+    while (dense->copy_at < dense->counters.size && dense->length < limit &&
+           room(dense, BATCH_LIMIT) >= PH_COUNTER_RECORDS_MAX) {
         struct ph_counter *counter = ph_counters_at(&dense->counters, dense->copy_at++);
         dense->length += ph_record_counter(dense->filling + dense->length, counter);
         counter->record_at = NO_RECORD; /* a record before this one must not be what is raised later */
@@ -287,8 +297,8 @@ enum ph_outcome ph_dense_admit(struct ph_worker *worker, const struct ph_connect
         return PH_DONE;
     }
     uint64_t id = ph_load_relaxed(&dense->committer.journal_id);
-    if (id == 0 || room(dense) < bytes) {
-        int in_file = id == 0 || BATCH_LIMIT - dense->length >= bytes;
+    if (id == 0 || room(dense, BATCH_LIMIT - COPY_RESERVE) < bytes) {
+        int in_file = id == 0 || dense->length + bytes <= BATCH_LIMIT - COPY_RESERVE;
         if (in_file && !ph_dense_is_committing(dense)) {
             ask_for_room(worker, dense);
         }
@@ -390,7 +400,7 @@ void ph_dense_round(struct ph_worker *worker) {
 
 /* What reserves ahead is written down as it stands: a clean stop leaves no gap. */
 static void note_exact_values(struct ph_dense *dense, uint32_t *at) {
-    for (; *at < dense->counters.size && room(dense) >= PH_COUNTER_RECORDS_MAX; (*at)++) {
+    for (; *at < dense->counters.size && room(dense, BATCH_LIMIT) >= PH_COUNTER_RECORDS_MAX; (*at)++) {
         struct ph_counter *counter = ph_counters_at(&dense->counters, *at);
         if (counter->bound != counter->next) {
             counter->bound = counter->next;
@@ -407,7 +417,7 @@ void ph_dense_finish(struct ph_worker *worker) {
         while (ph_dense_is_committing(dense)) {
             usleep(100);
         }
-        room_left = room(dense) >= PH_COUNTER_RECORDS_MAX;
+        room_left = room(dense, BATCH_LIMIT) >= PH_COUNTER_RECORDS_MAX;
         note_exact_values(dense, &at);
         hand_over(worker, dense);
     } while (ph_dense_is_committing(dense) || (room_left && at < dense->counters.size));
