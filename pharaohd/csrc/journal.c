@@ -70,8 +70,12 @@ static int poison(struct ph_journal *journal, const char *what, struct ph_fault 
 static int lengthen(struct ph_journal *journal, uint64_t by, struct ph_fault *fault) {
     static const uint8_t zeros[64 << 10];
     int error = posix_fallocate(journal->fd, (off_t)journal->bytes, (off_t)by);
-    if (error != 0 && error != EOPNOTSUPP && error != EINVAL) {
+    if (is_full(error)) {
         return ph_fault_set(fault, PH_ERR_STORAGE_FULL, "%s: %s", journal->path, strerror(error));
+    }
+    if (error != 0 && error != EOPNOTSUPP && error != EINVAL) {
+        errno = error;
+        return poison(journal, "lengthening", fault);
     }
     for (uint64_t done = 0; done < by;) {
         size_t part = by - done < sizeof zeros ? (size_t)(by - done) : sizeof zeros;
@@ -190,6 +194,7 @@ struct window {
     uint8_t *data; /* PH_BATCH_BYTES_MAX and a sector */
     uint64_t at;
     uint64_t length;
+    int error; /* of a read that failed: what cannot be read is not missing */
 };
 
 /* The bytes at an offset, `length` of them if the file has them; NULL: it has not, or cannot be read. */
@@ -198,6 +203,7 @@ static const uint8_t *look(const struct ph_journal *journal, struct window *wind
         ssize_t got = pread(journal->fd, window->data, PH_BATCH_BYTES_MAX, (off_t)at);
         window->at = at;
         window->length = got > 0 ? (uint64_t)got : 0;
+        window->error = got < 0 ? errno : window->error;
     }
     return length <= window->length - (at - window->at) ? window->data + (at - window->at) : NULL;
 }
@@ -239,7 +245,7 @@ static int read_batches(struct ph_journal *journal, struct window *window, ph_jo
                                 (unsigned long long)head.number);
         }
     }
-    return 0;
+    return window->error == 0 ? 0 : corrupt(journal, strerror(window->error), fault);
 }
 
 int ph_journal_open(struct ph_journal *journal, const char *path, const struct ph_identity *identity, int writable,
@@ -298,14 +304,27 @@ static int put(struct ph_journal *journal, const uint8_t *data, uint64_t length,
     return journal->io.sync_data(journal->fd) == 0 ? 0 : poison(journal, "syncing", fault);
 }
 
+/* Is it still what was read? A page that a failed sync left clean may have been forgotten, and read anew, since. */
+static int is_last_batch(const struct ph_journal *journal, const uint8_t *batch, uint64_t length) {
+    struct batch_head head;
+    memcpy(&head, batch, sizeof head);
+    return head.number == journal->number && head.length >= sizeof head && sectors(head.length) == length &&
+           batch_crc(batch, head.length) == head.crc;
+}
+
 int ph_journal_settle(struct ph_journal *journal, struct ph_fault *fault) {
+    if (ph_sync_directory_of(journal->path) != 0) { /* a predecessor may have died before it did */
+        return poison(journal, "syncing its directory", fault);
+    }
     if (journal->last_at == 0) {
         return 0;
     }
     uint64_t length = journal->at - journal->last_at;
     uint8_t *batch = calloc(1, length);
     int code = batch == NULL ? ph_fault_set(fault, PH_ERR_INTERNAL, "out of memory") : 0;
-    if (code == 0 && pread(journal->fd, batch, length, (off_t)journal->last_at) <= 0) {
+    errno = EIO; /* what other bytes mean */
+    if (code == 0 &&
+        (pread(journal->fd, batch, length, (off_t)journal->last_at) <= 0 || !is_last_batch(journal, batch, length))) {
         code = poison(journal, "reading", fault);
     }
     code = code != 0 ? code : put(journal, batch, length, journal->last_at, fault);

@@ -14,7 +14,9 @@
  *   the Obelisk knows of.
  * - Batches are written only where zeros have been written and synced before: a full disk fails the growing of the file,
  *   in good time, and never a batch.
- * - A new owner writes the last batch again before its own first one (docs/decisions/0010-settle-at-start.md).
+ * - A new owner writes the last batch again, and syncs the directory, before its own first one
+ *   (docs/decisions/0010-settle-at-start.md).
+ * - What cannot be read is not the end: refuse.
  * - The first failed write or sync poisons the handle for ever.
  * The Obelisk's lock covers this file too.
  */
@@ -56,7 +58,7 @@ int ph_journal_create(struct ph_journal *journal, const char *path, const struct
 /* Reads all batches. `writable` 0: looks only. COUNTERS_MISSING when there is no file. */
 int ph_journal_open(struct ph_journal *journal, const char *path, const struct ph_identity *identity, int writable,
                     ph_journal_visitor *visit, void *context, struct ph_fault *fault);
-/* A new owner's first act: makes the last batch, as it was read, durable in its place. */
+/* A new owner's first act: makes the file's name, and the last batch as it was read, durable. */
 int ph_journal_settle(struct ph_journal *journal, struct ph_fault *fault);
 /*
  * Makes a batch durable. `batch` begins with PH_BATCH_HEAD bytes that are filled in here; `length` is that of the whole,
