@@ -117,10 +117,9 @@ static int write_header(struct ph_journal *journal, const struct ph_identity *id
     sector.first = journal->first;
     sector.created_ns = (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
     sector.crc = ph_crc32c(&sector, sizeof sector - sizeof sector.crc);
-    if (journal->io.write_at(journal->fd, &sector, sizeof sector, 0) != (ssize_t)sizeof sector) {
-        return ph_fault_set(fault, PH_ERR_STORAGE_FULL, "%s: %s", journal->path, strerror(errno));
-    }
-    return 0;
+    errno = EIO; /* what a short write means; there is room already */
+    int whole = journal->io.write_at(journal->fd, &sector, sizeof sector, 0) == (ssize_t)sizeof sector;
+    return whole ? 0 : poison(journal, "writing its header", fault);
 }
 
 static int note_inode(struct ph_journal *journal) {

@@ -116,6 +116,11 @@ static inline void disk_end(void) {
     CHECK_EQ_U64(rmdir(disk.directory), 0);
 }
 
+/* While another thread may be at it. */
+static inline void disk_lock(void) { pthread_mutex_lock(&disk.mutex); }
+
+static inline void disk_unlock(void) { pthread_mutex_unlock(&disk.mutex); }
+
 /* --- files */
 
 static inline struct stat disk_status(int fd) {
@@ -290,18 +295,18 @@ static inline ssize_t disk_do_write(int fd, const void *data, size_t length, off
 
 ssize_t pwrite(int fd, const void *data, size_t length, off_t offset) {
     int last;
-    pthread_mutex_lock(&disk.mutex);
+    disk_lock();
     disk.writes++;
     ssize_t written = disk_step(&last) ? disk_do_write(fd, data, length, offset, last) : -1;
     int error = errno;
-    pthread_mutex_unlock(&disk.mutex);
+    disk_unlock();
     errno = error;
     return written;
 }
 
 int posix_fallocate(int fd, off_t offset, off_t length) {
     int last;
-    pthread_mutex_lock(&disk.mutex);
+    disk_lock();
     int error = disk_step(&last) ? 0 : EIO;
     struct stat before = disk_status(fd);
     if (before.st_size == 0 && disk_known(before.st_ino) != DISK_NONE) {
@@ -315,7 +320,7 @@ int posix_fallocate(int fd, off_t offset, off_t length) {
         error = error != 0 || syscall(SYS_fallocate, fd, 0, offset, length) == 0 ? error : errno;
         disk_file_of(fd);
     }
-    pthread_mutex_unlock(&disk.mutex);
+    disk_unlock();
     return last ? EIO : error;
 }
 
@@ -347,9 +352,9 @@ static inline int disk_sync(int fd) {
         while (sem_wait(&disk.may_return) != 0) {
         }
     }
-    pthread_mutex_lock(&disk.mutex);
+    disk_lock();
     int result = disk_step(&last) ? disk_do_sync(fd, last) : -1;
-    pthread_mutex_unlock(&disk.mutex);
+    disk_unlock();
     errno = EIO;
     return result;
 }
@@ -387,10 +392,10 @@ static inline int disk_do_rename(const char *from, const char *to) {
 
 int rename(const char *from, const char *to) {
     int last;
-    pthread_mutex_lock(&disk.mutex);
+    disk_lock();
     int result = disk_step(&last) ? disk_do_rename(from, to) : -1;
     int error = errno;
-    pthread_mutex_unlock(&disk.mutex);
+    disk_unlock();
     errno = error;
     return last ? -1 : result;
 }

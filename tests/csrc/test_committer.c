@@ -137,7 +137,7 @@ static void test_published_after_synced(void) {
         hand_over(&rig, BATCH + (size_t)i, PH_REWRITE_NONE);
         while (ph_committer_durable(&rig.committer) < rig.handed) {
         }
-        pthread_mutex_lock(&disk.mutex);
+        disk_lock();
         const uint8_t *medium = disk.files[disk.cached[DISK_BASE]].medium;
         uint64_t number;
         size_t at = PH_OBELISK_PAGE;
@@ -147,7 +147,7 @@ static void test_published_after_synced(void) {
         memcpy(&number, medium + at + 8, sizeof number);
         CHECK_EQ_U64(number, rig.handed);
         CHECK_EQ_U64(medium[at + BATCH + (size_t)i - 1], rig.handed % 256);
-        pthread_mutex_unlock(&disk.mutex);
+        disk_unlock();
     }
     tear_down(&rig);
     disk_power_cut();
