@@ -49,9 +49,28 @@ static void test_flips(void) {
     }
 }
 
+/* What the processor computes is what the definition says, for every length and alignment, in one piece or in several. */
+static void test_the_processor_agrees(void) {
+    struct random random = random_start();
+    uint8_t bytes[600];
+    for (size_t i = 0; i < sizeof bytes; i++) {
+        bytes[i] = (uint8_t)random_u64(&random);
+    }
+    for (uint64_t round = random_rounds(20000); round > 0; round--) {
+        size_t at = random_below(&random, 16);
+        size_t length = random_below(&random, sizeof bytes - 16);
+        size_t part = random_below(&random, length + 1);
+        uint32_t crc = (uint32_t)random_u64(&random);
+        uint32_t expected = ph_crc_more(0x82f63b78, crc, bytes + at, length);
+        CHECK_EQ_U64(ph_crc32c_more(crc, bytes + at, length), expected);
+        CHECK_EQ_U64(ph_crc32c_more(ph_crc32c_more(crc, bytes + at, part), bytes + at + part, length - part), expected);
+    }
+}
+
 int main(void) {
     RUN(test_crc32c);
     RUN(test_crc32);
     RUN(test_flips);
+    RUN(test_the_processor_agrees);
     return check_report();
 }
