@@ -487,6 +487,11 @@ static void test_malformed_records(void) {
         memcpy(bad + cases[i].at, &cases[i].value, cases[i].bytes);
         CHECK(ph_counters_apply(&replayed, bad, length) != 0);
     }
+    memset(bad, 0, sizeof bad); /* a name that is too long, and all there */
+    memcpy(bad, good, 24);
+    memcpy(bad + 2, &(uint16_t){PH_NAME_BYTES_MAX + 8}, 2);
+    memcpy(bad + 4, &(uint32_t){1}, 4);
+    CHECK(ph_counters_apply(&replayed, bad, 24 + PH_NAME_BYTES_MAX + 8) != 0);
     for (size_t part = 0; part < length; part++) {
         uint8_t *exact = malloc(part + 1); /* so that a read beyond it is seen */
         REQUIRE(exact != NULL);
