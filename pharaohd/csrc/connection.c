@@ -37,12 +37,22 @@ static uid_t peer_uid(int fd) {
     return peer.uid;
 }
 
+/*
+ * Whether more of it can be served. A link always: two processes that read no replies before the other has read their
+ * requests would wait for each other. What it brings is bounded by its numbers.
+ */
+static int may_serve(const struct ph_worker *worker, const struct ph_connection *connection) {
+    if (connection->closed || connection->is_waiting || connection->forwarded >= PH_FORWARDED_MAX) {
+        return 0;
+    }
+    return connection->source.kind == PH_SOURCE_LINK ||
+           connection->output_length - connection->output_at < worker->config.output_bytes_max;
+}
+
 /* What epoll should watch for follows from the state; the system call is made only when it changes. */
 static void update_interest(struct ph_worker *worker, struct ph_connection *connection) {
-    int full = connection->output_length - connection->output_at >= worker->config.output_bytes_max ||
-               connection->forwarded >= PH_FORWARDED_MAX;
     uint32_t interest = 0;
-    if (!connection->is_waiting && !full && !connection->peer_done) {
+    if (may_serve(worker, connection) && !connection->peer_done) {
         interest |= EPOLLIN;
     }
     if (connection->output_length > connection->output_at) {
@@ -231,11 +241,6 @@ static enum ph_outcome serve_frame(struct ph_worker *worker, struct ph_connectio
         return PH_CLOSE;
     }
     return ph_method_call(worker, connection, &request, writer);
-}
-
-static int may_serve(const struct ph_worker *worker, const struct ph_connection *connection) {
-    return !connection->closed && !connection->is_waiting && connection->forwarded < PH_FORWARDED_MAX &&
-           connection->output_length - connection->output_at < worker->config.output_bytes_max;
 }
 
 /* Serves whole frames; returns how many bytes they were. Replies of one batch leave in one write. */

@@ -74,6 +74,9 @@ int ph_link_forward(struct ph_worker *worker, struct ph_connection *connection, 
     if (link == NULL || params_length > PH_FRAME_BYTES_MAX - 48) { /* 48: what stands before them, with room to spare */
         return PH_ERR_UNAVAILABLE;
     }
+    if (entry == NULL && link->suspect_until_ns != 0) {
+        return PH_ERR_UNAVAILABLE; /* no number will come free before it answers: others shall not wait behind this */
+    }
     if (entry == NULL) {
         return PH_LINK_FULL;
     }
@@ -84,7 +87,9 @@ int ph_link_forward(struct ph_worker *worker, struct ph_connection *connection, 
     ph_put_text(&frame, method);
     ph_put_array(&frame, request->param_count);
     ph_put_raw(&frame, request->params.at, params_length);
-    *entry = (struct ph_forwarded){connection, request->message_id, worker->monotonic_ns + patience_ms * NS_PER_MS};
+    *entry = (struct ph_forwarded){.connection = connection,
+                                   .message_id = request->message_id,
+                                   .deadline_ns = worker->monotonic_ns + patience_ms * NS_PER_MS};
     link->in_use++;
     worker->forwarded_count++;
     connection->forwarded++;
@@ -168,14 +173,18 @@ void ph_link_forget(struct ph_worker *worker, const struct ph_connection *connec
     }
 }
 
-/* Returns 0 when no reply has come for so long that the link is given up. */
+/*
+ * Whoever asked may have gone meanwhile: the sibling is slow all the same. Returns 0 when no reply has come for so long
+ * that the link is given up.
+ */
 static int check_deadline(struct ph_worker *worker, struct ph_link *link, struct ph_forwarded *entry) {
     if (entry->deadline_ns == 0 || worker->monotonic_ns <= entry->deadline_ns) {
         return 1;
     }
-    if (entry->connection == NULL) {
+    if (entry->late) {
         return 0;
     }
+    entry->late = 1;
     entry->deadline_ns = worker->monotonic_ns + ABANDON_NS;
     if (worker->monotonic_ns >= link->suspect_until_ns) {
         ph_worker_log(worker, PH_LOG_WARNING, "%s %04u did not answer in time",

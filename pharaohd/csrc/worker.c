@@ -25,7 +25,7 @@
 #define LINES_PER_SECOND 10
 #define HEARTBEAT_NS UINT64_C(1000000000)
 #define CEILING_RETRY_NS UINT64_C(10000000)
-#define FORWARD_CHECK_NS UINT64_C(50000000)
+#define FORWARD_CHECK_NS UINT64_C(10000000)
 #define NS_PER_MS UINT64_C(1000000)
 
 /* A client may cause lines, but not a flood of them: the first few of each second, and how many more there were. */

@@ -105,6 +105,7 @@ struct ph_ring_owner {
 struct ph_forwarded {
     struct ph_connection *connection; /* NULL: free, or its client is gone or has been told */
     uint32_t message_id;
+    uint8_t late;
     uint64_t deadline_ns; /* 0: free */
 };
 
@@ -113,7 +114,7 @@ struct ph_link {
     uint32_t target;                  /* a coordinator, or PH_ROUTER */
     uint32_t next_entry;
     uint32_t in_use;
-    uint64_t suspect_until_ns; /* it did not answer in time: others serve its keys meanwhile */
+    uint64_t suspect_until_ns; /* it did not answer in time: others serve its keys meanwhile; 0 once it answers */
     struct ph_forwarded entries[PH_IN_FLIGHT_MAX];
 };
 

@@ -21,8 +21,9 @@ import pytest
 
 import libpharaoh
 from libpharaoh import Layout
+from tests.support.arena import Arena
 from tests.support.daemon import ROOT, Daemon, short_directory, wait_until
-from tests.support.drawer import Drawer, drawers
+from tests.support.drawer import drawers
 from tests.support.ledger import (
     Run,
     check_real_time_order,
@@ -30,7 +31,6 @@ from tests.support.ledger import (
     check_unique,
     pieces,
     read,
-    rows,
 )
 
 KINDS = ("ring", "single", "socket", "strict", "ring", "single", "socket", "strict")
@@ -42,103 +42,13 @@ def directory() -> Iterator[Path]:
         yield path
 
 
-def latest(ledger: Path) -> list[Run]:
-    """The last row: another one, or a longer one, means that ids were received."""
-    return read(ledger, max(0, rows(ledger) - 1))[-1:]
-
-
-class Arena:
-    """A daemon, its clients, and the ledgers of all clients that there ever were."""
-
-    def __init__(self, daemon: Daemon, clients: list[Drawer]) -> None:
-        self.daemon = daemon
-        self.clients = clients
-        self.graves: list[Path] = []
-        for client in clients:
-            client.wait_drawing()
-
-    def replace(self, index: int) -> None:
-        """Kills a client by SIGKILL and puts a new one in its place."""
-        old = self.clients[index]
-        old.kill()
-        self.graves.append(old.ledger)
-        path = old.ledger.with_name(f"{old.ledger.name}+")
-        self.clients[index] = Drawer(self.daemon.socket, path, old.kind, batch=64)
-
-    def progress(self) -> None:
-        """L: every client receives ids that it did not have yet."""
-        before = [latest(client.ledger) for client in self.clients]
-        for client, so_far in zip(self.clients, before, strict=True):
-            wait_until(lambda c=client, b=so_far: latest(c.ledger) != b, f"{client.kind} goes on")  # type: ignore[misc]
-
-    def ledgers(self) -> list[list[Run]]:
-        return [read(path) for path in [*self.graves, *(client.ledger for client in self.clients)]]
-
-
-def kill_worker(arena: Arena, rng: random.Random) -> None:
-    os.kill(rng.choice(list(arena.daemon.worker_pids().values())), signal.SIGKILL)
-
-
-def kill_supervisor(arena: Arena, rng: random.Random) -> None:
-    """Its workers stop by themselves (F25); until then the next daemon waits for them."""
-    process = arena.daemon.process
-    assert process is not None
-    process.kill()
-    process.wait()
-    arena.daemon.start()
-
-
-def kill_everything(arena: Arena, rng: random.Random) -> None:
-    arena.daemon.kill()
-    arena.daemon.start()
-
-
-def restart(arena: Arena, rng: random.Random) -> None:
-    assert arena.daemon.stop() == 0
-    arena.daemon.start()
-
-
-def kill_client(arena: Arena, rng: random.Random) -> None:
-    arena.replace(rng.randrange(len(arena.clients)))
-
-
-def pause_worker(arena: Arena, rng: random.Random) -> None:
-    """F12: taken for dead or not, it goes on where it stood."""
-    with_pause(rng.choice(list(arena.daemon.worker_pids().values())), rng.uniform(0.01, 0.4))
-
-
-def pause_client(arena: Arena, rng: random.Random) -> None:
-    with_pause(rng.choice(arena.clients).process.pid, rng.uniform(0.01, 0.1))
-
-
-def with_pause(pid: int, seconds: float) -> None:
-    os.kill(pid, signal.SIGSTOP)
-    time.sleep(seconds)
-    os.kill(pid, signal.SIGCONT)
-
-
-BLOWS = [
-    kill_worker, kill_client, kill_worker, pause_worker, kill_supervisor, kill_worker, pause_client, restart,
-    kill_worker, kill_everything,
-]  # fmt: skip
-
-
 def test_unique_over_kills(directory: Path, rng: random.Random, effort: float) -> None:
     """F10, F11, F12, F25, F26: clients, workers, supervisors are killed and paused; eight processes go on drawing."""
-    blows = max(1, round(2 * effort)) * BLOWS
-    rng.shuffle(blows)
     with (
         Daemon(directory, coordinators=2) as daemon,
         drawers(daemon.socket, directory, KINDS, batch=64) as clients,
     ):
-        arena = Arena(daemon, clients)
-        for blow in blows:
-            time.sleep(rng.uniform(0.0, 0.1))
-            blow(arena, rng)
-            arena.progress()
-        for client in arena.clients:
-            client.kill()
-        ledgers = arena.ledgers()
+        ledgers = Arena(daemon, clients).endure(max(1, round(2 * effort)), rng)
     check_unique(ledgers, at_least=50_000)
     for ledger in ledgers:
         check_rising(ledger)
@@ -235,15 +145,17 @@ def test_age_of_ring_ids(directory: Path, effort: float) -> None:
 
 
 CALLER = """
-import sys, time
+import itertools, sys, time
 import libpharaoh
+from tests.support.drawer import KEYED_METHODS
 from tests.support.ledger import Ledger
+methods = itertools.cycle(KEYED_METHODS)
 path, ledger_path, what, rings, calls = sys.argv[1:]
 client = libpharaoh.connect(path, rings=rings == "rings")
 ledger = Ledger(ledger_path)
 call = {
     "keyless": client.get_timestamp,
-    "keyed": lambda: client.get_timestamp("orders"),
+    "keyed": lambda: getattr(client, next(methods))("orders"),
     "next_id": client.next_id,
 }[what]
 print("ready", flush=True)
@@ -288,7 +200,7 @@ def call_together(directory: Path, callers: list[tuple[str, str, str]], calls: i
 def test_strict_order_between_processes(directory: Path, what: str, paths: tuple[str, ...], effort: float) -> None:
     """M: a timestamp asked for after another one was returned is the greater one: for the whole host without a key.
 
-    Workers other than the one that serves it forward what came by socket, and move rings on.
+    With a key, whatever it is asked as: a timestamp, a transaction, a session or an event. Workers other than the one that serves it forward what came by socket, and move rings on.
     """
     calls = max(1, round(1500 * effort))
     with Daemon(directory, coordinators=3) as daemon:

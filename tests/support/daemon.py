@@ -161,6 +161,10 @@ class Daemon:
         """The live worker processes: coordinator → pid."""
         return {worker.coordinator: worker.pid for worker in self.workers() if worker.pid}
 
+    def own_socket(self, coordinator: int) -> str:
+        """The path of a coordinator's own socket."""
+        return str(self.runtime_dir / "coordinators" / f"{coordinator:04d}.sock")
+
     def obelisk(self, coordinator: int) -> Path:
         return Path(manifest.obelisk_path(str(self.state_dir), coordinator))
 

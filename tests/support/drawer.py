@@ -2,13 +2,15 @@
 
     python -m tests.support.drawer SOCKET LEDGER KIND [BATCH]
 
-KIND: ring (next_ids from shared memory), single (next_id), socket (next_ids over the socket), strict (get_timestamp).
-Times are noted for socket and strict. It prints a line once it has its first ids.
+KIND: ring (next_ids from shared memory), single (next_id), socket (next_ids over the socket), strict (get_timestamp),
+keyed (timestamps, transactions, sessions and events of many keys, in turn), keyed-socket (these over the socket).
+Times are noted for all but ring and single. It prints a line once it has its first ids.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import signal
 import subprocess
 import sys
@@ -25,11 +27,16 @@ from tests.support.ledger import Ledger, Run, read, rows
 RETRY_S = 0.002
 
 
-TIMED = ("socket", "strict")
+TIMED = ("socket", "strict", "keyed", "keyed-socket")
 """The kinds whose ledger notes when each call began and returned."""
+KEYED_METHODS = ("get_timestamp", "begin_transaction", "create_session", "next_event_id")
+KEYED_CALLS = itertools.cycle([(method, f"key {number}") for number in range(16) for method in KEYED_METHODS])
 
 
 def draw(client: Client, kind: str, batch: int) -> Sequence[int]:
+    if kind in ("keyed", "keyed-socket"):
+        method, key = next(KEYED_CALLS)
+        return [getattr(client, method)(key)]
     if kind == "strict":
         return [client.get_timestamp()]
     if kind == "single":
@@ -40,7 +47,7 @@ def draw(client: Client, kind: str, batch: int) -> Sequence[int]:
 def connected(path: str, kind: str) -> Client:
     while True:
         with contextlib.suppress(PharaohError):
-            return libpharaoh.connect(path, name=f"drawer {kind}", timeout=1.0, rings=kind != "socket")
+            return libpharaoh.connect(path, name=f"drawer {kind}", timeout=1.0, rings=kind not in ("socket", "keyed-socket"))
         time.sleep(RETRY_S)
 
 
