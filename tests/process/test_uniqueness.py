@@ -200,7 +200,8 @@ def call_together(directory: Path, callers: list[tuple[str, str, str]], calls: i
 def test_strict_order_between_processes(directory: Path, what: str, paths: tuple[str, ...], effort: float) -> None:
     """M: a timestamp asked for after another one was returned is the greater one: for the whole host without a key.
 
-    With a key, whatever it is asked as: a timestamp, a transaction, a session or an event. Workers other than the one that serves it forward what came by socket, and move rings on.
+    With a key, whatever it is asked as: timestamp, transaction, session, event. Workers other than the one that serves
+    it forward what came by socket, and move rings on.
     """
     calls = max(1, round(1500 * effort))
     with Daemon(directory, coordinators=3) as daemon:

@@ -47,7 +47,7 @@ def draw(client: Client, kind: str, batch: int) -> Sequence[int]:
 def connected(path: str, kind: str) -> Client:
     while True:
         with contextlib.suppress(PharaohError):
-            return libpharaoh.connect(path, name=f"drawer {kind}", timeout=1.0, rings=kind not in ("socket", "keyed-socket"))
+            return libpharaoh.connect(path, name=f"drawer {kind}", timeout=1.0, rings=not kind.endswith("socket"))
         time.sleep(RETRY_S)
 
 

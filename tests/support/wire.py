@@ -33,8 +33,7 @@ class Wire:
         numbers = [next(self._numbers) for _ in requests]
         self._asked.update(numbers)
         frames = [
-            encode_request(number, method, params)
-            for number, (method, params) in zip(numbers, requests, strict=True)
+            encode_request(number, method, params) for number, (method, params) in zip(numbers, requests, strict=True)
         ]
         self._socket.sendall(b"".join(frames))
         return numbers

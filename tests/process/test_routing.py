@@ -1,0 +1,394 @@
+"""Requests find their coordinator on one host: by whichever worker they come in, past workers that are dead or stopped.
+
+What is counted is who served and who forwarded, in the statistics page and in the coordinator's bits of each id.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import libpharaoh
+from libpharaoh import parse
+from libpharaoh._framing import Reply
+from libpharaoh.errors import (
+    BadRequestError,
+    KeyTooLongError,
+    UnavailableError,
+    UnknownMethodError,
+    WrongCoordinatorError,
+)
+from pharaohd.stats import WorkerState
+from tests.support.daemon import Daemon, short_directory, wait_until
+from tests.support.drawer import KEYED_METHODS
+from tests.support.wire import Request, Wire
+
+COORDINATORS = 4
+KEYS = [f"key {number}" for number in range(24)]
+KEY_OF = {
+    home: [key for key in KEYS if libpharaoh.coordinator_for(key, COORDINATORS) == home] for home in range(COORDINATORS)
+}
+IN_FLIGHT_MAX = 1024  # of one link
+FORWARDED_MAX = 64  # of one connection
+
+
+def home_of(key: str | bytes) -> int:
+    return libpharaoh.coordinator_for(key, COORDINATORS)
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    with short_directory() as path:
+        yield path
+
+
+@pytest.fixture(scope="module")
+def daemon() -> Iterator[Daemon]:
+    with short_directory() as path, Daemon(path, coordinators=COORDINATORS) as daemon:
+        yield daemon
+
+
+@pytest.fixture(params=range(COORDINATORS), ids="entry {}".format)
+def entry(request: pytest.FixtureRequest) -> int:
+    """The coordinator to whose socket a test's requests go."""
+    number: int = request.param
+    return number
+
+
+def requests_of(key: str) -> list[Request]:
+    """One of each method that makes something of a key, but for those of schemas."""
+    name = key.encode() if len(key) % 2 else key  # both forms of a name are one name
+    return [
+        *((method, [name]) for method in KEYED_METHODS),
+        *((method, [name, 1]) for method in KEYED_METHODS),
+        ("join_group", [name, "member"]),
+        ("assign_offset", [name, 3]),
+        ("assign_offset", [name]),
+    ]
+
+
+def looks_at(key: str) -> list[Request]:
+    """What `requests_of` has left, COORDINATORS times over, and the same again."""
+    end = 4 * COORDINATORS
+    return [
+        ("counter_read", ["offset", key]),
+        ("counter_raise", ["offset", key, end]),
+        ("counter_read", ["group", key]),
+    ]
+
+
+ANY_WORKER: list[Request] = [("ping", []), ("next_id", []), ("route", ["key"]), ("cluster", [])]
+
+
+def exchange(daemon: Daemon, entry: int, keyed: list[tuple[str, Request]], rng: random.Random) -> list[Reply]:
+    """All at once, mixed with what any worker serves; each foreign one is forwarded once, by the worker it came to."""
+    mixed = [*keyed, *(("", request) for request in 10 * ANY_WORKER)]
+    order = rng.sample(range(len(mixed)), len(mixed))
+    before = [worker.requests_forwarded for worker in daemon.workers()]
+    with Wire(daemon.own_socket(entry)) as wire:
+        numbers = dict(zip(order, wire.post(*(mixed[at][1] for at in order)), strict=True))
+        replies = wire.wait(numbers[at] for at in range(len(mixed)))
+    for (_, request), reply in zip(mixed, replies, strict=True):
+        assert reply.error is None, (request, reply)
+    after = [worker.requests_forwarded for worker in daemon.workers()]
+    foreign = sum(home_of(key) != entry for key, _ in keyed)
+    assert foreign > 100 / COORDINATORS
+    assert after == [before[number] + (foreign if number == entry else 0) for number in range(COORDINATORS)]
+    return replies[: len(keyed)]
+
+
+def test_requests_are_served_where_they_belong(directory: Path, rng: random.Random) -> None:
+    """F34: of all methods with a key, pipelined on one connection per worker, whichever that is.
+
+    Each id is its own coordinator's; dense values have no gap and no repetition, by whatever way they were asked for.
+    """
+    values: dict[tuple[str, str], list[int]] = defaultdict(list)
+    with Daemon(directory, coordinators=COORDINATORS) as daemon:
+        for entry in range(COORDINATORS):
+            requests = [(key, request) for key in KEYS for request in requests_of(key)]
+            for (key, (method, params)), reply in zip(requests, exchange(daemon, entry, requests, rng), strict=True):
+                if method in KEYED_METHODS:
+                    assert parse(reply.result).coordinator == home_of(key)
+                else:
+                    count = 3 if params[1:] == [3] else 1
+                    values[method, key] += range(reply.result, reply.result + count)
+        strict = [worker.ids_strict for worker in daemon.workers()]
+        for entry in range(COORDINATORS):
+            looks = [(key, request) for key in KEYS for request in looks_at(key)]
+            results = [reply.result for reply in exchange(daemon, entry, looks, rng)]
+            assert results[0::3] == [{"next": 4 * COORDINATORS, "sessions": 0}] * len(KEYS)
+            assert results[1::3] == [4 * COORDINATORS] * len(KEYS)
+            assert results[2::3] == [{"next": COORDINATORS + 1, "sessions": 0}] * len(KEYS)
+    assert strict == [2 * len(KEYED_METHODS) * len(KEY_OF[home]) * COORDINATORS for home in range(COORDINATORS)]
+    for key in KEYS:
+        assert sorted(values["join_group", key]) == list(range(1, COORDINATORS + 1))
+        assert sorted(values["assign_offset", key]) == list(range(4 * COORDINATORS))
+
+
+def test_what_was_forwarded_goes_no_further(daemon: Daemon, entry: int) -> None:
+    """F34: a request that a sibling sent here by mistake is served here, where any coordinator can, or refused."""
+    key = KEY_OF[(entry + 1) % COORDINATORS][0]
+    before = [worker.requests_forwarded for worker in daemon.workers()]
+    with Wire(daemon.own_socket(entry)) as wire:
+        assert parse(wire.ask("@get_timestamp", key)).coordinator == entry
+        dense: list[Request] = [("join_group", [key, "m"]), ("assign_offset", [key]), ("counter_read", ["offset", key])]
+        for method, params in [*dense, ("counter_raise", ["offset", key, 9])]:
+            with pytest.raises(WrongCoordinatorError):
+                wire.ask(f"@{method}", *params)
+        if entry != 0:
+            with pytest.raises(UnavailableError):
+                wire.ask("@get_timestamp")
+        for method in ("begin_transaction", "create_session", "next_event_id", "route"):
+            with pytest.raises(UnknownMethodError):
+                wire.ask(f"@{method}", key)
+    assert [worker.requests_forwarded for worker in daemon.workers()] == before
+
+
+def test_route_and_cluster(daemon: Daemon, entry: int) -> None:
+    """What `route` says is where a key is served, and its endpoint leads there at once."""
+    with Wire(daemon.own_socket(entry)) as wire:
+        cluster = wire.ask("cluster")
+        everyone = list(range(COORDINATORS))
+        assert (cluster["modulus"], cluster["live"]) == (COORDINATORS, everyone)
+        assert cluster["owners"] == {cluster["host"]: everyone}
+        for key in KEYS:
+            route = wire.ask("route", key)
+            assert (route["host"], route["local"]) == (cluster["host"], True)
+            assert parse(wire.ask("get_timestamp", key)).coordinator == route["coordinator"] == home_of(key)
+            before = [worker.requests_forwarded for worker in daemon.workers()]
+            with Wire(route["endpoint"]) as direct:
+                assert parse(direct.ask("begin_transaction", key)).coordinator == route["coordinator"]
+            assert [worker.requests_forwarded for worker in daemon.workers()] == before
+
+
+def fail(daemon: Daemon, coordinator: int) -> None:
+    """Its worker dies and cannot come back."""
+    os.truncate(daemon.obelisk(coordinator), 512)
+    os.kill(daemon.worker(coordinator).pid, signal.SIGKILL)
+    wait_until(lambda: daemon.worker(coordinator).state == WorkerState.FAILED, "it has failed")
+
+
+def test_the_next_live_coordinator_takes_over(directory: Path) -> None:
+    """F31, F34: one after the other is lost for good. What any coordinator can serve goes to the next live one, the
+    same for all; dense values wait for their own; a client's ids rise all the while.
+    """
+    with Daemon(directory, coordinators=COORDINATORS) as daemon, libpharaoh.connect(daemon.socket) as client:
+        ids = [client.create_session(KEY_OF[1][0])]
+        live = list(range(COORDINATORS))
+        for lost, successor in ((1, 2), (2, 3), (3, 0)):
+            fail(daemon, lost)
+            live.remove(lost)
+            for entry in live:
+                with Wire(daemon.own_socket(entry)) as wire:
+                    assert wire.ask("cluster")["live"] == live
+                    assert wire.ask("route", KEY_OF[1][0])["coordinator"] == 1
+                    for method in KEYED_METHODS:
+                        assert parse(wire.ask(method, KEY_OF[1][0])).coordinator == successor
+                        assert parse(wire.ask(method, KEY_OF[0][0])).coordinator == 0
+                    for request in (("assign_offset", KEY_OF[1][0]), ("join_group", KEY_OF[1][0], "member")):
+                        with pytest.raises(UnavailableError):
+                            wire.ask(*request)
+            ids += [client.create_session(KEY_OF[1][0]), client.next_event_id(KEY_OF[0][0])]
+            assert parse(ids[-2]).coordinator == successor
+    assert ids == sorted(set(ids))
+
+
+# --- workers that stand still
+
+
+@contextlib.contextmanager
+def standing_still(daemon: Daemon, coordinator: int) -> Iterator[None]:
+    pid = daemon.worker(coordinator).pid
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+@pytest.fixture
+def patient(directory: Path) -> Iterator[Daemon]:
+    """One that takes no stopped worker for dead."""
+    settings = {"worker": {"hang_ms_max": 600_000}, "rpc": {"stall_ms_max": 100}}
+    with Daemon(directory, coordinators=COORDINATORS, settings=settings) as daemon:
+        yield daemon
+
+
+def test_a_stopped_worker_is_routed_around(patient: Daemon) -> None:
+    """F12, F31, F32, F33: after one wait its keys are served by the next live one; other keys do not wait at all.
+
+    When it goes on it serves again, nothing repeats, and what it answers late goes nowhere (F35).
+    """
+    key = KEY_OF[1][0]
+    with Wire(patient.own_socket(0)) as wire, libpharaoh.connect(patient.own_socket(3), rings=False) as client:
+        ids = [wire.ask("get_timestamp", key), client.get_timestamp(key)]
+        with standing_still(patient, 1):
+            late = wire.post(*([("get_timestamp", [key])] * 20))
+            others = wire.post(
+                ("next_id", []), ("get_timestamp", [KEY_OF[0][0]]), ("begin_transaction", [KEY_OF[0][1]])
+            )
+            ids += [reply.result for reply in wire.wait(others)]
+            assert wire.arrived[1:] == others
+            ids.append(wire.ask("get_timestamp", KEY_OF[2][0]))
+            assert [type(reply.error) for reply in wire.wait(late)] == [UnavailableError] * len(late)
+            ids += served_by(wire, key, 2)
+            ids.append(client.get_timestamp(key))
+            assert parse(ids[-1]).coordinator == 2
+        wait_until(lambda: serves_again(wire, key, 1, ids), "it serves again")
+        ids.append(wire.ask("create_session", key, max(ids)))
+        assert wire.ask("ping") == "pong"
+    assert len(set(ids)) == len(ids)
+    assert ids[-1] == max(ids)
+
+
+def serves_again(wire: Wire, key: str, coordinator: int, ids: list[int]) -> bool:
+    with contextlib.suppress(UnavailableError):
+        ids.append(wire.ask("next_event_id", key))
+    return parse(ids[-1]).coordinator == coordinator
+
+
+def served_by(wire: Wire, key: str, coordinator: int) -> list[int]:
+    """Ids of a key whose coordinator stands still: once a second one waits in vain for it, the others do not."""
+    begun = time.monotonic()
+    ids, refused = [], 0
+    for number in range(200):
+        [reply] = wire.wait(wire.post((KEYED_METHODS[number % len(KEYED_METHODS)], [key])))
+        if isinstance(reply.error, UnavailableError):
+            refused += 1
+        else:
+            ids.append(reply.result)
+    assert refused <= time.monotonic() - begun
+    assert {parse(id).coordinator for id in ids} == {coordinator}
+    return ids
+
+
+def test_a_client_that_hangs_up_does_not_hide_that_a_worker_stands_still(patient: Daemon) -> None:
+    """F32: whoever asks next is served by another one at once, although nobody was left to be told."""
+    key = KEY_OF[1][0]
+    with standing_still(patient, 1), Wire(patient.own_socket(0)) as wire:
+        for _ in range(5):  # the suspicion lasts for a second: a test that is held up for so long tries again
+            with Wire(patient.own_socket(0)) as leaving:
+                leaving.post(("get_timestamp", [key]))
+                leaving.ask("ping")
+            time.sleep(0.4)
+            [reply] = wire.wait(wire.post(("get_timestamp", [key])))
+            if reply.error is None:
+                break
+            time.sleep(1.1)
+        assert reply.error is None
+        assert parse(reply.result).coordinator == 2
+
+
+def test_late_replies_go_nowhere(patient: Daemon) -> None:
+    """F12, F35: all numbers of a link are taken by requests that a stopped worker answers late.
+
+    Meanwhile further ones for it are refused at once, so that nothing waits behind them. When it goes on, each reply is
+    the request's own, and every offset that was given, heard of or not, was given once.
+    """
+    key = KEY_OF[1][0]
+    look: Request = ("counter_read", ["offset", key])
+    with contextlib.ExitStack() as stack:
+        wires = [stack.enter_context(Wire(patient.own_socket(0))) for _ in range(IN_FLIGHT_MAX // FORWARDED_MAX)]
+        with standing_still(patient, 1):
+            posted = [wire.post(*([("assign_offset", [key])] * FORWARDED_MAX)) for wire in wires]
+            for wire, numbers in zip(wires, posted, strict=True):
+                assert {type(reply.error) for reply in wire.wait(numbers)} == {UnavailableError}
+            # Waiting for a number, each would take its 100 ms: longer in all than a `Wire` has patience.
+            refusals = wires[0].wait(wires[0].post(*([look] * 400)))
+            assert {type(reply.error) for reply in refusals} == {UnavailableError}
+            looks = [wire.post(*([look] * FORWARDED_MAX)) for wire in wires]
+        for wire, numbers in zip(wires, looks, strict=True):
+            for reply in wire.wait(numbers):
+                assert isinstance(reply.error, UnavailableError) or "next" in reply.result
+        wait_until(lambda: next_offset(wires[0], key) == IN_FLIGHT_MAX, "all has been answered, if late")
+        assert wires[0].ask("assign_offset", key) == IN_FLIGHT_MAX
+        assert all(wire.ask("ping") == "pong" for wire in wires)
+
+
+def next_offset(wire: Wire, key: str) -> object:
+    """None while it cannot be read."""
+    [reply] = wire.wait(wire.post(("counter_read", ["offset", key])))
+    assert reply.error is None or isinstance(reply.error, UnavailableError)
+    return reply.result and reply.result["next"]
+
+
+# --- keys that are none, and keys of others
+
+
+BAD_KEYS = [5, -1, 2**64 - 1, 1.5, True, [], ["a"], {"a": 1}]
+WITH_KEY: dict[str, list[Any]] = {
+    **{method: [] for method in KEYED_METHODS},
+    "join_group": ["member"],
+    "assign_offset": [1],
+    "route": [],
+}
+"""What follows the key, for each method whose first parameter it is."""
+
+
+@pytest.mark.parametrize("method", WITH_KEY)
+def test_bad_keys(daemon: Daemon, method: str) -> None:
+    """F36: a typed error, and the connection goes on; a key of 4096 bytes is served, whoever's it is."""
+    with Wire(daemon.own_socket(0)) as wire:
+        bad = [*BAD_KEYS, *([] if method == "get_timestamp" else [None])]
+        for none in bad:
+            with pytest.raises(BadRequestError):
+                wire.ask(method, none, *WITH_KEY[method])
+        for params in ([], ["a", None, None, None]):
+            if params or method != "get_timestamp":
+                with pytest.raises(BadRequestError):
+                    wire.ask(method, *params)
+        for long in ("x" * 4097, b"x" * 60_000, "Ω" * 2049):
+            with pytest.raises(KeyTooLongError):
+                wire.ask(method, long, *WITH_KEY[method])
+        homes = set()
+        good: list[str | bytes] = ["", b"\xff\x00", "\0", *(f"{number:04096d}" for number in range(8))]
+        for key in good:
+            assert wire.ask(method, key, *WITH_KEY[method]) is not None
+            homes.add(home_of(key))
+        assert homes == set(range(COORDINATORS))
+
+
+def test_a_key_beyond_the_frame(daemon: Daemon) -> None:
+    """F36: 64 KiB are no request any more; that connection ends, and no other."""
+    with Wire(daemon.own_socket(0)) as wire, Wire(daemon.own_socket(0)) as neighbour:
+        wire.post(("get_timestamp", ["x" * 65_536]))
+        assert wire.hung_up()
+        assert neighbour.ask("ping") == "pong"
+
+
+def test_keys_of_another_host(directory: Path) -> None:
+    """F30, F34: what this host does not own it does not serve, by no method and by no worker."""
+    with Daemon(directory, coordinators=COORDINATORS, settings={"host": {"owns": "1-2"}}) as daemon:
+        assert [worker.coordinator for worker in daemon.workers()] == [1, 2]
+        for entry in (1, 2):
+            with Wire(daemon.own_socket(entry)) as wire:
+                for foreign in (KEY_OF[0][0], KEY_OF[3][0].encode()):
+                    refused(wire, foreign)
+                    route = wire.ask("route", foreign)
+                    assert (route["coordinator"], route["local"], route["endpoint"]) == (home_of(foreign), False, "")
+                for own in (KEY_OF[1][0], KEY_OF[2][0]):
+                    assert parse(wire.ask("create_session", own)).coordinator == home_of(own)
+                    assert wire.ask("route", own)["local"]
+                cluster = wire.ask("cluster")
+                assert cluster["owners"] == {cluster["host"]: [1, 2]}
+                assert cluster["live"] == [1, 2]
+        assert sum(worker.ids_dense for worker in daemon.workers()) == 0
+
+
+def refused(wire: Wire, key: str | bytes) -> None:
+    requests: list[Request] = [(method, [key, *rest]) for method, rest in WITH_KEY.items() if method != "route"]
+    requests += [("register_schema", [key, "{}"]), ("list_schemas", [key])]
+    requests += [("get_schema", [COORDINATORS + home_of(key)])]
+    requests += [("counter_read", ["offset", key]), ("counter_raise", ["group", key, 7])]
+    for method, params in requests:
+        with pytest.raises(WrongCoordinatorError):
+            wire.ask(method, *params)
