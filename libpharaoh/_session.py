@@ -32,7 +32,7 @@ from libpharaoh.errors import (
     RegressionError,
     TimedOutError,
 )
-from libpharaoh.scarab import ID_MAX
+from libpharaoh.scarab import ID_MAX, parse
 
 if TYPE_CHECKING:
     from libpharaoh._core import IdBuffer
@@ -217,7 +217,16 @@ class Session:
                 return self.note_elsewhere(id, ring)
         id = checked_id(self.ask(method, [key, after or None], deadline))
         self.accept([(id, 1)], after)
+        if key is not None:
+            self._leave_silent_ring(self._number(key), parse(id, self.hello.layout).coordinator)
         return id
+
+    def _leave_silent_ring(self, number: int, server: int) -> None:
+        """Another coordinator serves: its own ring, if it has not hung up, would be waited for in each call."""
+        ring = self._rings.get(number)
+        if server != number and ring is not None and ring is not self._ring:
+            self._forget(ring)
+            self._strict_retry_at[number] = time.monotonic() + RING_RETRY_SECONDS
 
     def _strict_ring(self, key: bytes | None, deadline: float) -> Ring | None:
         """A ring for a strict request that has not just failed; None when the socket has to serve."""

@@ -65,8 +65,8 @@ def set_back(directory: Path, seconds: int) -> None:
 
 
 def start_drawers(daemon: Daemon, directory: Path) -> list[Drawer]:
-    own = [str(daemon.runtime_dir / "coordinators" / f"{number:04d}.sock") for number in range(COORDINATORS)]
-    wanted = [(own[0], "ring"), (own[1], "ring"), (daemon.socket, "socket"), (daemon.socket, "strict")]
+    own = [daemon.own_socket(number) for number in range(COORDINATORS)]
+    wanted = [(own[0], "ring"), (own[1], "ring"), *((daemon.socket, kind) for kind in ("socket", "strict", "keyed"))]
     return [Drawer(socket, directory / f"ledger-{number}-{kind}", kind) for number, (socket, kind) in enumerate(wanted)]
 
 

@@ -9,12 +9,14 @@ import contextlib
 import os
 import random
 import signal
+import socket
 import time
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import pytest
 
 import libpharaoh
@@ -250,6 +252,27 @@ def test_a_stopped_worker_is_routed_around(patient: Daemon) -> None:
     assert ids[-1] == max(ids)
 
 
+def test_a_client_waits_for_a_silent_ring_once(patient: Daemon) -> None:
+    """F33: it lets the ring of a coordinator go that another one serves for, and takes one again when that is back."""
+    key = KEY_OF[1][0]
+    with libpharaoh.connect(patient.own_socket(0)) as client:
+        ids = [client.begin_transaction(key)]
+        assert client._session.strict_ring_at_hand(key.encode()) is not None
+        with standing_still(patient, 1):
+            while parse(ids[-1]).coordinator == 1:  # one that was under way may still be answered
+                ids.append(client.begin_transaction(key))
+            assert client._session.strict_ring_at_hand(key.encode()) is None
+            ids.append(client.begin_transaction(key))
+        wait_until(lambda: ringed_again(client, key, ids), "its ring serves again")
+    assert ids == sorted(set(ids))
+    assert parse(ids[-1]).coordinator == 1
+
+
+def ringed_again(client: libpharaoh.Client, key: str, ids: list[int]) -> bool:
+    ids.append(client.begin_transaction(key))
+    return client._session.strict_ring_at_hand(key.encode()) is not None
+
+
 def serves_again(wire: Wire, key: str, coordinator: int, ids: list[int]) -> bool:
     with contextlib.suppress(UnavailableError):
         ids.append(wire.ask("next_event_id", key))
@@ -319,6 +342,33 @@ def next_offset(wire: Wire, key: str) -> object:
     [reply] = wire.wait(wire.post(("counter_read", ["offset", key])))
     assert reply.error is None or isinstance(reply.error, UnavailableError)
     return reply.result and reply.result["next"]
+
+
+def test_a_link_is_read_while_it_cannot_be_written(directory: Path) -> None:
+    """F37: a router that reads no more requests before its replies are read gets rid of them."""
+    schema = "x" * 57_000
+    with (
+        Daemon(directory, coordinators=1, settings={"rpc": {"stall_ms_max": 20_000}}) as daemon,
+        socket.socket(socket.AF_UNIX) as listener,
+        Wire(daemon.socket) as readers,
+        Wire(daemon.socket) as writers,
+    ):
+        path = Path(daemon.own_socket(0)).with_name("router.sock")
+        path.unlink(missing_ok=True)
+        listener.bind(str(path))
+        listener.listen()
+        numbers = readers.post(*([("get_schema", [7])] * FORWARDED_MAX))
+        router, _ = listener.accept()
+        with router:
+            asked = []
+            unpacker = msgpack.Unpacker()
+            while len(asked) < len(numbers):
+                unpacker.feed(router.recv(4096))
+                asked += [request[1] for request in unpacker]
+            writers.post(*([("register_schema", ["s", schema])] * FORWARDED_MAX))
+            router.settimeout(10.0)  # below the patience of those who wait
+            router.sendall(b"".join(msgpack.packb([1, number, None, schema]) for number in asked))
+            assert [reply.result for reply in readers.wait(numbers)] == [schema] * len(numbers)
 
 
 # --- keys that are none, and keys of others
