@@ -12,9 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
-from bench.native import ROOT, BenchError
+from bench.native import BenchError
+from tools import debian
 
-UNPACKED = ROOT / "build" / "bench" / "redis"
 # The program (which lies in redis-tools) and what it links to; unpacked, not installed, so that no service starts.
 DEBIAN_PACKAGES = ("redis-server", "redis-tools", "libatomic1", "libjemalloc2", "liblzf1", "libssl3", "libsystemd0")
 WATCHDOG_S = 10.0
@@ -37,33 +37,15 @@ def redis_command() -> tuple[list[str], dict[str, str]]:
     found = shutil.which("redis-server")
     if found is not None:
         return [found], dict(os.environ)
-    program = UNPACKED / "usr" / "bin" / "redis-server"
-    if not program.exists():
-        unpack_redis()
-    libraries = {str(file.parent) for file in UNPACKED.rglob("*.so.*")}
-    environment = dict(os.environ) | {"LD_LIBRARY_PATH": ":".join(sorted(libraries))}
+    try:
+        tree = debian.unpacked("redis-server", DEBIAN_PACKAGES)
+    except debian.NotHere as why:
+        raise Skipped(str(why)) from None
+    program = tree / "usr" / "bin" / "redis-server"
+    environment = debian.environment(tree)
     if subprocess.run([program, "--version"], env=environment, capture_output=True, check=False).returncode != 0:
         raise Skipped(f"redis-server: {program} does not run here")
     return [str(program)], environment
-
-
-def unpack_redis() -> None:
-    if shutil.which("apt-get") is None or shutil.which("dpkg") is None:
-        raise Skipped("redis-server: not on this machine, which has no apt-get to fetch it with; install it")
-    archives = UNPACKED.with_name("redis-archives")
-    shutil.rmtree(archives, ignore_errors=True)
-    archives.mkdir(parents=True)
-    fetch = ["apt-get", "-q", "download", *DEBIAN_PACKAGES]
-    if os.geteuid() == 0:
-        fetch[1:1] = ["-o", "APT::Sandbox::User=root"]  # apt's own user may not write here
-    result = subprocess.run(fetch, cwd=archives, capture_output=True, text=True, check=False)
-    if result.returncode != 0:
-        raise Skipped(
-            f"redis-server: not on this machine, nor to be fetched: {result.stderr.strip().splitlines()[-1:]}"
-        )
-    for archive in archives.glob("*.deb"):
-        subprocess.run(["dpkg", "-x", archive, UNPACKED], check=True)
-    shutil.rmtree(archives)
 
 
 class Redis:

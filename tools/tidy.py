@@ -21,7 +21,7 @@ PACKAGES = {
     "libpharaoh": {"libpharaoh"},
     "pharaohd": {"libpharaoh", "pharaohd"},
     "tools": {"libpharaoh", "pharaohd", "tools"},
-    "bench": {"libpharaoh", "pharaohd", "bench"},
+    "bench": {"libpharaoh", "pharaohd", "tools", "bench"},
     "demo": {"libpharaoh", "pharaohd", "demo"},
     "examples": {"libpharaoh", "examples"},
     "tests": {"libpharaoh", "pharaohd", "tools", "bench", "demo", "examples", "tests"},
