@@ -360,7 +360,7 @@ def test_a_link_is_read_while_it_cannot_be_written(directory: Path) -> None:
         numbers = readers.post(*([("get_schema", [7])] * FORWARDED_MAX))
         router, _ = listener.accept()
         with router:
-            asked = []
+            asked: list[int] = []
             unpacker = msgpack.Unpacker()
             while len(asked) < len(numbers):
                 unpacker.feed(router.recv(4096))
