@@ -20,6 +20,8 @@
 
 #define BATCH 1000
 
+#define SPIN_NS 100000
+
 static const struct ph_identity identity = {.coordinator = 3, .modulus = 4};
 static sem_t failed;
 static int failure_code;
@@ -58,8 +60,8 @@ static void start(struct rig *rig, const struct ph_journal *journal, int rewriti
     rig->handed = journal != NULL ? journal->number : 0;
     rig->due = rig->told = 0;
     rig->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    REQUIRE(ph_committer_start(&rig->committer, journal, rewriting, &identity, disk.path[DISK_BASE], rig->event_fd) ==
-            0);
+    REQUIRE(ph_committer_start(&rig->committer, journal, rewriting, &identity, disk.path[DISK_BASE], rig->event_fd,
+                               SPIN_NS) == 0);
     rig->committer.on_failure = note_failure; /* before the first batch, whose mutex publishes it */
 }
 
@@ -367,8 +369,8 @@ static void test_a_failure_ends_the_process(void) {
         int quiet = open("/dev/null", O_WRONLY | O_CLOEXEC);
         dup2(quiet, STDERR_FILENO);
         REQUIRE(ph_journal_create(&journal, disk.path[DISK_BASE], &identity, 0, 1, &(struct ph_fault){0}) == 0);
-        REQUIRE(ph_committer_start(&committer, &journal, 0, &identity, disk.path[DISK_BASE], eventfd(0, EFD_CLOEXEC)) ==
-                0);
+        REQUIRE(ph_committer_start(&committer, &journal, 0, &identity, disk.path[DISK_BASE], eventfd(0, EFD_CLOEXEC),
+                                   0) == 0);
         disk.fail_sync = 1;
         ph_committer_hand_over(&committer, buffers[0], BATCH, PH_REWRITE_NONE);
         sleep(60);
