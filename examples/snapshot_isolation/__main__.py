@@ -21,6 +21,12 @@ AMOUNT_MAX = 10
 CONFLICT_PAUSE_S = 0.02
 
 
+def say(text: str) -> None:
+    """A line, in one piece: many processes print at once, and may be killed meanwhile."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
 def account(number: int) -> str:
     return f"account-{number:04}"
 
@@ -65,8 +71,8 @@ def transfers(store: Store, client: libpharaoh.Client, deadline_s: float) -> Non
                 raise
         else:
             done += 1
-            print(committed, source, target, flush=True)
-    print(f"{done} transfers, {conflicts} conflicts", flush=True)
+            say(f"{committed} {source} {target}")
+    say(f"{done} transfers, {conflicts} conflicts")
 
 
 def audit(store: Store, client: libpharaoh.Client, deadline_s: float) -> bool:
@@ -81,9 +87,9 @@ def audit(store: Store, client: libpharaoh.Client, deadline_s: float) -> bool:
             if not error.retryable:
                 raise
             continue
-        print(f"snapshot {transaction.start}: {total} in {len(keys)} accounts", flush=True)
+        say(f"snapshot {transaction.start}: {total} in {len(keys)} accounts")
         if total != expected:
-            print(f"but it must be {expected}", flush=True)
+            say(f"but it must be {expected}")
             return False
         if time.monotonic() >= deadline_s:
             return True
