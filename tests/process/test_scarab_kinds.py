@@ -19,7 +19,7 @@ from libpharaoh.scarab import ID_MAX
 from tests.support.arena import Arena
 from tests.support.daemon import Daemon, short_directory
 from tests.support.drawer import KEYED_METHODS, drawers
-from tests.support.ledger import Run, check_real_time_order, check_rising, check_unique, pieces, tick_of
+from tests.support.ledger import Run, check_real_time_order, check_rising, check_unique, pieces, read, tick_of
 from tests.support.wire import Wire
 
 LAYOUT = Layout()
@@ -45,7 +45,8 @@ def test_kinds_over_kills(directory: Path, rng: random.Random, effort: float) ->
         Daemon(directory, coordinators=3) as daemon,
         drawers(daemon.socket, directory, ("keyed", "keyed-socket") * 4) as clients,
     ):
-        ledgers = Arena(daemon, clients).endure(max(1, round(effort)), rng)
+        paths = Arena(daemon, clients).endure(max(1, round(effort)), rng)
+    ledgers = [read(path) for path in paths]
     total = check_unique(ledgers, at_least=2000)
     for ledger in ledgers:
         check_rising(ledger)

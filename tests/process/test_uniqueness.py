@@ -24,14 +24,7 @@ from libpharaoh import Layout
 from tests.support.arena import Arena
 from tests.support.daemon import ROOT, Daemon, short_directory, wait_until
 from tests.support.drawer import drawers
-from tests.support.ledger import (
-    Run,
-    check_real_time_order,
-    check_rising,
-    check_unique,
-    pieces,
-    read,
-)
+from tests.support.ledger import Run, check_real_time_order, check_rising, check_unique, pieces, read
 
 KINDS = ("ring", "single", "socket", "strict", "ring", "single", "socket", "strict")
 
@@ -48,7 +41,8 @@ def test_unique_over_kills(directory: Path, rng: random.Random, effort: float) -
         Daemon(directory, coordinators=2) as daemon,
         drawers(daemon.socket, directory, KINDS, batch=64) as clients,
     ):
-        ledgers = Arena(daemon, clients).endure(max(1, round(2 * effort)), rng)
+        paths = Arena(daemon, clients).endure(max(1, round(2 * effort)), rng)
+    ledgers = [read(path) for path in paths]
     check_unique(ledgers, at_least=50_000)
     for ledger in ledgers:
         check_rising(ledger)
@@ -76,7 +70,7 @@ def test_worker_killed_in_the_middle_of_a_push(
             arena.progress()
         for client in clients:
             client.kill()
-        ledgers = arena.ledgers()
+        ledgers = [read(path) for path in arena.ledgers()]
         assert daemon.worker(0).restart_count == kills
     check_unique(ledgers, at_least=100_000)
     for ledger in ledgers:

@@ -168,6 +168,13 @@ class Daemon:
     def obelisk(self, coordinator: int) -> Path:
         return Path(manifest.obelisk_path(str(self.state_dir), coordinator))
 
+    def journal(self, coordinator: int) -> Path:
+        """The file of its dense counters."""
+        return Path(manifest.counters_path(str(self.state_dir), coordinator))
+
+    def own_socket(self, coordinator: int) -> str:
+        return str(self.runtime_dir / "coordinators" / f"{coordinator:04d}.sock")
+
     def log(self) -> str:
         return self.log_path.read_text(errors="replace") if self.log_path.exists() else ""
 

@@ -76,11 +76,17 @@ class Drawer:
     """The handle of one such process."""
 
     def __init__(self, socket: str, ledger: Path, kind: str, batch: int = 256) -> None:
+        self.socket = socket
         self.ledger = ledger
         self.kind = kind
+        self.batch = batch
         self.timed = kind in TIMED
         command = [sys.executable, "-m", "tests.support.drawer", socket, str(ledger), kind, str(batch)]
         self.process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
 
     def runs(self, start: int = 0) -> list[Run]:
         """What it has received, from a row of its ledger on."""
@@ -88,6 +94,18 @@ class Drawer:
 
     def rows(self) -> int:
         return rows(self.ledger)
+
+    def ledgers(self) -> list[Path]:
+        return [self.ledger]
+
+    def mark(self) -> object:
+        """Another one later means that ids were received meanwhile."""
+        return read(self.ledger, max(0, self.rows() - 1))[-1:]
+
+    def successor(self) -> Drawer:
+        """Kills this one by SIGKILL; another one in its place, with a ledger of its own."""
+        self.kill()
+        return Drawer(self.socket, self.ledger.with_name(f"{self.ledger.name}+"), self.kind, self.batch)
 
     def wait_drawing(self) -> None:
         assert self.process.stdout is not None

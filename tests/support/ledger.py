@@ -2,7 +2,8 @@
 
 A ledger is a file mapped by one writer: rows of (first id, length, called at, returned at) behind the number of rows.
 It survives SIGKILL of its writer at any instruction; a row counts only once the number says so. The checks are the
-oracles: U (`check_unique`), M (`check_rising`, `check_real_time_order`), and what C needs (`highest_ticks`).
+oracles: U (`check_unique`), M (`check_rising`, `check_real_time_order`), what C needs (`highest_ticks`), and that dense
+values are so (`check_dense`): for these a row is written before the call, and its first value filled in afterwards.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from libpharaoh.scarab import Layout
 
 ROW_WORDS = 4
 ROWS_MAX = 1 << 22
+UNKNOWN = (1 << 64) - 1
+"""Stands for the first value of a call that was sent and not answered: it may have taken as many as it asked for."""
 
 
 class Run(NamedTuple):
@@ -54,6 +57,24 @@ class Ledger:
             assert rows < ROWS_MAX, "the ledger is full"
             self._words[at : at + ROW_WORDS] = array.array("Q", (first, count, called_ns, returned_ns))
             self._words[0] = rows + 1
+
+    def ask(self, count: int, called_ns: int) -> None:
+        """Notes a call that is about to be sent."""
+        rows = self._words[0]
+        assert rows < ROWS_MAX, "the ledger is full"
+        at = 1 + ROW_WORDS * rows
+        self._words[at : at + ROW_WORDS] = array.array("Q", (UNKNOWN, count, called_ns, 0))
+        self._words[0] = rows + 1
+
+    def answer(self, first: int, returned_ns: int) -> None:
+        """Notes the answer to the last one asked."""
+        at = 1 + ROW_WORDS * (self._words[0] - 1)
+        self._words[at + 3] = returned_ns
+        self._words[at] = first
+
+    def withdraw(self) -> None:
+        """The last one asked was refused, and took nothing."""
+        self._words[0] -= 1
 
 
 def runs_of(ids: array.array[int]) -> Iterator[tuple[int, int]]:
@@ -129,6 +150,24 @@ def check_real_time_order(ledgers: Iterable[Sequence[Run]]) -> int:
             returned += 1
         assert run.first > greatest, f"id {run.first} was asked for after {greatest} had been returned"
     return len(timed)
+
+
+def check_dense(ledgers: Iterable[Sequence[Run]], start: int, end: int) -> int:
+    """One counter that began at `start` and stands at `end`: no value was received twice, and none is missing but what
+    calls without an answer, sent before a later value came, may have taken. Returns how many are missing.
+    """
+    runs = [run for ledger in ledgers for run in ledger]
+    received = sorted(run for run in runs if run.first != UNKNOWN)
+    unanswered = sorted((run.called_ns, run.length) for run in runs if run.first == UNKNOWN)
+    position, missing = start, 0
+    for run in [*received, Run(end, 0, UNKNOWN, UNKNOWN)]:
+        assert run.first >= position, f"{run.first} was received twice, or is beyond the end"
+        missing += run.first - position
+        if run.first > position:
+            lost = sum(length for called_ns, length in unanswered if called_ns < run.returned_ns)
+            assert missing <= lost, f"{missing} values up to {run.first} are missing; {lost} may be lost"
+        position = run.first + run.length
+    return missing
 
 
 def pieces(run: Run, layout: Layout) -> Iterator[tuple[int, int, int]]:
