@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import random
 import struct
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +22,7 @@ from pharaohd import obelisk
 from tests.support import ledger
 from tests.support.daemon import Daemon, Settings, short_directory, wait_until
 from tests.support.drawer import Drawer
-from tests.support.loopfs import MISSING, LoopFs, loop_fs
+from tests.support.loopfs import MISSING, LoopFs, Shim, loop_fs
 
 pytestmark = [
     pytest.mark.root,
@@ -33,7 +32,6 @@ pytestmark = [
 
 COORDINATORS = 2
 LAYOUT = Layout()
-SHIM = Path(__file__).parents[1] / "support" / "cut_at.c"
 
 
 @pytest.fixture
@@ -177,23 +175,15 @@ def test_a_clean_restart_goes_on_at_the_exact_position(directory: Path, file_sys
 
 
 @pytest.fixture(scope="module")
-def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    library = tmp_path_factory.mktemp("shim") / "cut_at.so"
-    subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-Wall", "-Werror", "-o", library, SHIM, "-ldl"], check=True)
-    return library
+def shim(tmp_path_factory: pytest.TempPathFactory) -> Shim:
+    return Shim(tmp_path_factory.mktemp("shim"))
 
 
-def cutting(shim: Path, file_system: LoopFs, count_file: Path, cut_at: int) -> tuple[str, ...]:
-    count_file.write_bytes(bytes(16))
-    values = {"LD_PRELOAD": shim, "CUT_AT": cut_at, "CUT_MOUNT": file_system.mount_point, "CUT_COUNT": count_file}
-    return ("env", *(f"{name}={value}" for name, value in values.items()))
-
-
-def run_until_cut(daemon: Daemon, count_file: Path) -> list[int]:
+def run_until_cut(daemon: Daemon, shim: Shim) -> list[int]:
     """A first start that meets its cut; the ids that a client got from it, if any."""
 
     def met() -> bool:
-        return struct.unpack("<QQ", count_file.read_bytes())[1] == 1 or not daemon.alive()
+        return shim.has_cut() or not daemon.alive()
 
     daemon.spawn()
     received: list[int] = []
@@ -209,24 +199,23 @@ def ticks_of(ids: list[int]) -> dict[int, int]:
     return ledger.highest_ticks([[ledger.Run(id, 1, 0, 0) for id in ids]], LAYOUT)
 
 
-def test_a_cut_at_each_step_of_the_first_start(directory: Path, file_system: LoopFs, shim: Path) -> None:
+def test_a_cut_at_each_step_of_the_first_start(directory: Path, file_system: LoopFs, shim: Shim) -> None:
     """F3, F1: before each write, sync and rename from the empty directory to the first renewals, the power goes.
 
     Whatever stands then, the next start serves, above all that was issued.
     """
-    count_file = directory / "count"
-    daemon = new_daemon(directory, file_system, cutting(shim, file_system, count_file, 0))
+    daemon = new_daemon(directory, file_system, shim.prefix(file_system, 0))
     with daemon:
-        steps, _ = struct.unpack("<QQ", count_file.read_bytes())
+        steps = shim.steps()
     assert steps > 20, "the steps of a first start are not seen"
     served = 0
     for cut_at in range(1, steps + 8):
         file_system.unmount()
         file_system.make()
         file_system.mount()
-        daemon.prefix = cutting(shim, file_system, count_file, cut_at)
+        daemon.prefix = shim.prefix(file_system, cut_at)
         try:
-            received = run_until_cut(daemon, count_file)
+            received = run_until_cut(daemon, shim)
             file_system.remount()
             if received:
                 for coordinator, tick in ticks_of(received).items():

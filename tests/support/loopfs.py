@@ -122,6 +122,28 @@ def small_memory_disk(mount_point: Path, megabytes: int) -> Iterator[Path]:
         run("umount", "--lazy", str(mount_point))
 
 
+class Shim:
+    """Cuts the power just before a chosen write, sync or rename of a daemon: see cut_at.c."""
+
+    def __init__(self, directory: Path) -> None:
+        self.library = directory / "cut_at.so"
+        self.count_file = directory / "count"
+        source = Path(__file__).with_name("cut_at.c")
+        run("cc", "-shared", "-fPIC", "-O1", "-Wall", "-Werror", "-o", str(self.library), str(source), "-ldl")
+
+    def prefix(self, file_system: LoopFs, cut_at: int) -> tuple[str, ...]:
+        """The command before a daemon's, for a cut before its `cut_at`th step from now; 0: it only counts."""
+        self.count_file.write_bytes(bytes(16))
+        values = {"LD_PRELOAD": self.library, "CUT_AT": cut_at, "CUT_MOUNT": file_system.mount_point}
+        return ("env", *(f"{name}={value}" for name, value in values.items()), f"CUT_COUNT={self.count_file}")
+
+    def steps(self) -> int:
+        return int(struct.unpack("<QQ", self.count_file.read_bytes())[0])
+
+    def has_cut(self) -> bool:
+        return bool(struct.unpack("<QQ", self.count_file.read_bytes())[1])
+
+
 def read_medium(path: Path, length: int) -> bytes:
     """What the disk holds, not what the page cache shows: O_DIRECT into aligned memory."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECT)
