@@ -123,7 +123,7 @@ def count_until_cut(daemon: Daemon, shim: Shim) -> int:
 
 
 def test_a_cut_at_each_step_of_the_first_counting(directory: Path, file_system: LoopFs, shim: Shim) -> None:
-    """F3, F1: the power goes before each write, sync and rename from the first request that counts to the first batches."""
+    """F3, F1: before each write, sync and rename from the first request that counts on, the power goes."""
     daemon = new_daemon(directory, file_system, 1)
     daemon.prefix = shim.prefix(file_system, 0)
     with daemon:
