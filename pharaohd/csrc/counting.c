@@ -101,6 +101,12 @@ static struct ph_counter *find_or_make(struct ph_worker *worker, enum ph_counter
 
 static uint64_t min_u64(uint64_t a, uint64_t b) { return a < b ? a : b; }
 
+static void note_durable(const struct ph_dense *dense, struct ph_counter *counter) {
+    if (counter->batch <= ph_committer_durable(&dense->committer)) {
+        counter->safe = counter->bound;
+    }
+}
+
 /* Writes the bound down, further ahead if it reserves. Returns whether the values just taken are safe already. */
 static int raise_bound(struct ph_worker *worker, struct ph_counter *counter, const struct ph_session *session) {
     struct ph_dense *dense = worker->dense;
@@ -109,9 +115,7 @@ static int raise_bound(struct ph_worker *worker, struct ph_counter *counter, con
         ph_dense_note_value(dense, counter, session);
         return 0;
     }
-    if (counter->batch <= ph_committer_durable(&dense->committer)) {
-        counter->safe = counter->bound;
-    }
+    note_durable(dense, counter);
     uint64_t ahead = worker->config.reserve_ahead;
     uint64_t end = end_of(worker, counter->kind);
     int low = counter->next > counter->bound || (counter->bound - counter->next < ahead / 2 && counter->bound < end);
@@ -122,6 +126,11 @@ static int raise_bound(struct ph_worker *worker, struct ph_counter *counter, con
         ph_dense_note_value(dense, counter, session);
     }
     return session == NULL && counter->next <= counter->safe;
+}
+
+static void answer_at_once(struct ph_call *call, uint64_t first) {
+    ph_put_reply(call->writer, call->request->message_id);
+    ph_put_uint(call->writer, first);
 }
 
 static enum ph_outcome take_values(struct ph_call *call, const struct counting *wanted, struct ph_counter *counter) {
@@ -138,8 +147,7 @@ static enum ph_outcome take_values(struct ph_call *call, const struct counting *
     counter->next += wanted->count;
     ph_count(&worker->slot->ids_dense, wanted->count);
     if (raise_bound(worker, counter, has_token ? &session : NULL)) {
-        ph_put_reply(call->writer, call->request->message_id);
-        ph_put_uint(call->writer, first);
+        answer_at_once(call, first);
         return PH_DONE;
     }
     ph_dense_reply(worker, call->connection, call->request->message_id, counter->batch, first);
@@ -169,10 +177,31 @@ static int answer_known_token(struct ph_call *call, const struct counting *wante
     return 1;
 }
 
+/* While nothing can be written down: what was reserved ahead is spent. Returns 0 when that does not suffice. */
+static int take_reserved(struct ph_call *call, const struct counting *wanted) {
+    const struct ph_dense *dense = call->worker->dense;
+    struct ph_counter *counter = dense != NULL ? ph_counters_find(&dense->counters, wanted->kind, wanted->name) : NULL;
+    if (counter == NULL || !counter->reserves || wanted->token.session != 0) {
+        return 0;
+    }
+    note_durable(dense, counter);
+    if (counter->next > counter->safe || wanted->count > counter->safe - counter->next) {
+        return 0;
+    }
+    answer_at_once(call, counter->next);
+    counter->next += wanted->count;
+    ph_count(&call->worker->slot->ids_dense, wanted->count);
+    return 1;
+}
+
 static enum ph_outcome count(struct ph_call *call, const struct counting *wanted) {
     struct ph_worker *worker = call->worker;
     int error;
-    if (ph_dense_admit(worker, call->connection, PH_COUNTER_RECORDS_MAX, &error) == PH_WAIT) {
+    enum ph_outcome admitted = ph_dense_admit(worker, call->connection, PH_COUNTER_RECORDS_MAX, &error);
+    if ((admitted == PH_WAIT || error != 0) && take_reserved(call, wanted)) {
+        return PH_DONE;
+    }
+    if (admitted == PH_WAIT) {
         return wait_for_commit(call);
     }
     if (error != 0) {

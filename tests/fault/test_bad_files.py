@@ -36,7 +36,7 @@ from libpharaoh.errors import (
     StateDirError,
 )
 from pharaohd import manifest, obelisk
-from tests.support.daemon import ROOT, Daemon, Settings, short_directory, wait_until
+from tests.support.daemon import ROOT, Daemon, Settings, check_refused, short_directory
 from tests.support.loopfs import MISSING, loop_fs
 
 PAGE = 4096
@@ -78,21 +78,6 @@ def draw(daemon: Daemon) -> dict[int, int]:
         with libpharaoh.connect(path, rings=False) as client:
             last_ids[coordinator] = client.next_ids(1000)[-1]
     return last_ids
-
-
-def check_refused(daemon: Daemon, error: type[StartError]) -> None:
-    before = len(daemon.log())
-    daemon.spawn()
-    try:
-        wait_until(lambda: not daemon.alive() or daemon.live(), f"{error.name} or serving")
-        assert not daemon.alive(), f"it serves instead of {error.name}"
-        assert daemon.wait() == error.exit_status, daemon.log()
-    finally:
-        daemon.kill()
-    said = daemon.log()[before:]
-    assert f"pharaohd: {error.name}: {error.message}" in said
-    assert f"remedy: {error.hint}" in said
-    assert "Traceback" not in said
 
 
 def crc32c(data: bytes) -> int:

@@ -24,7 +24,7 @@ from libpharaoh.scarab import Layout
 from pharaohd import obelisk
 from pharaohd.stats import WorkerState
 from tests.support import ledger
-from tests.support.daemon import WATCHDOG_S, Daemon, short_directory, wait_until
+from tests.support.daemon import WATCHDOG_S, Daemon, fill, short_directory, wait_until
 from tests.support.drawer import Drawer, drawers
 from tests.support.loopfs import MISSING, LoopFs, loop_fs, read_medium, small_memory_disk, state_of
 
@@ -73,12 +73,6 @@ def check_below_medium(daemon: Daemon, drawn: list[Drawer], copy: Path) -> None:
     assert received
     for coordinator, tick in received.items():
         assert tick < ceiling_on_medium(daemon.obelisk(coordinator), copy)
-
-
-def fill(path: Path) -> None:
-    with contextlib.suppress(OSError), open(path, "ab", buffering=0) as file:
-        while file.write(bytes(4096)):
-            pass
 
 
 def let_the_next_record_fail(file_system: LoopFs, daemon: Daemon, filler: Path) -> None:

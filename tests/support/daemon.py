@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Self
 
-from libpharaoh.errors import ConnectFailedError, ProtocolViolationError
+from libpharaoh.errors import ConnectFailedError, ProtocolViolationError, StartError
 from pharaohd import manifest
 from pharaohd.stats import Reader, WorkerState, WorkerStats, page_name, unlink
 
@@ -193,6 +193,29 @@ class Daemon:
 
     def __exit__(self, *_: object) -> None:
         self.kill()
+
+
+def check_refused(daemon: Daemon, error: type[StartError]) -> None:
+    """It does not start, and says why: exit status, name and remedy."""
+    before = len(daemon.log())
+    daemon.spawn()
+    try:
+        wait_until(lambda: not daemon.alive() or " serving " in daemon.log()[before:], f"{error.name} or serving")
+        assert not daemon.alive(), f"it serves instead of {error.name}"
+        assert daemon.wait() == error.exit_status, daemon.log()
+    finally:
+        daemon.kill()
+    said = daemon.log()[before:]
+    assert f"pharaohd: {error.name}: {error.message}" in said
+    assert f"remedy: {error.hint}" in said
+    assert "Traceback" not in said
+
+
+def fill(path: Path) -> None:
+    """Writes to a file until its disk is full."""
+    with contextlib.suppress(OSError), open(path, "ab", buffering=0) as file:
+        while file.write(bytes(4096)):
+            pass
 
 
 def ended(pidfd: int) -> bool:
