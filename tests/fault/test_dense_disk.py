@@ -51,7 +51,7 @@ def directory() -> Iterator[Path]:
 
 
 def test_the_names_are_where_they_are_used() -> None:
-    assert [coordinator_for(name, 2) for name in (*NAMES, "fast-2", ON_0, ON_1)] == [0, 0, 0, 0, 0, 0, 1]
+    assert [coordinator_for(name, 2) for name in (*NAMES, "fast-2", "fast-3", ON_0, ON_1)] == [0] * 7 + [1]
 
 
 def journal_of(daemon: Daemon, coordinator: int) -> CountersReport:
@@ -129,10 +129,12 @@ def test_a_hanging_disk_stalls_counting_alone(directory: Path) -> None:
             asking(daemon.own_socket(0)) as ask,
         ):
             arena = Arena(daemon, clients)
-            assert ask("assign_offset", "fast-2") == 0
+            assert ask("assign_offset", "fast-2") == ask("assign_offset", "fast-3") == 0
             pids = daemon.worker_pids()
             try:
                 file_system.freeze()
+                with pytest.raises(CeilingStalledError):
+                    ask("assign_offset", "fast-3", 5000)  # more than is reserved
                 for name in (ON_0, ON_0, ON_1):
                     with pytest.raises(CeilingStalledError):
                         ask("assign_offset", name, 1, [1, 1])
@@ -140,6 +142,8 @@ def test_a_hanging_disk_stalls_counting_alone(directory: Path) -> None:
                 with libpharaoh.connect(daemon.own_socket(0), rings=False) as client:
                     assert client.get_timestamp() < client.next_id()
                 assert [ask("assign_offset", "fast-2") for _ in range(300)] == list(range(1, 301))
+                with pytest.raises(CeilingStalledError):
+                    ask("assign_offset", "fast-2", 1000)
                 time.sleep(0.2)
             finally:
                 file_system.thaw()
