@@ -172,9 +172,6 @@ class Daemon:
         """The file of its dense counters."""
         return Path(manifest.counters_path(str(self.state_dir), coordinator))
 
-    def own_socket(self, coordinator: int) -> str:
-        return str(self.runtime_dir / "coordinators" / f"{coordinator:04d}.sock")
-
     def log(self) -> str:
         return self.log_path.read_text(errors="replace") if self.log_path.exists() else ""
 
