@@ -18,6 +18,7 @@ REPLY_BYTES_MAX = 4 * 1024 * 1024
 CONTAINER_MAX = 16 * 1024
 """Items in one array or map: twice the runs that a full next_ids can have."""
 MSGID_END = 2**32
+REQUEST_BYTES_MAX = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,84 @@ class ReplyDecoder:
             return [_reply(frame) for frame in self._unpacker]
         except (ValueError, RecursionError, TypeError, msgpack.UnpackException) as error:
             raise ProtocolViolationError(f"{type(error).__name__}: {error}"[:200]) from None
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request. A str that is not UTF-8 has surrogates in the place of the odd bytes."""
+
+    msgid: int
+    method: str
+    params: list[Any] | None
+    """None when they cannot be told: not an array, or values that are no MessagePack of ours."""
+
+
+class RequestDecoder:
+    """Cuts a stream of bytes into requests: the server's side. After any error it is of no more use.
+
+    The frames' ends are found without decoding them, so that what one client sent cannot break the stream in which
+    another's requests lie.
+    """
+
+    def __init__(self) -> None:
+        self._scanner = msgpack.Unpacker(max_buffer_size=2 * REQUEST_BYTES_MAX)
+        self._kept = bytearray()
+        self._start = 0
+        """The place in the stream of what is kept."""
+
+    def feed(self, data: bytes) -> list[Request]:
+        """The requests that `data`, 64 KiB at most, completes. Raises ProtocolViolationError."""
+        found = []
+        try:
+            self._scanner.feed(data)
+            self._kept += data
+            while self._skip():
+                length = self._scanner.tell() - self._start
+                found.append(_request(bytes(self._kept[:length])))
+                del self._kept[:length]
+                self._start += length
+        except (ValueError, TypeError, msgpack.UnpackException) as error:
+            raise ProtocolViolationError(f"{type(error).__name__}: {error}"[:200]) from None
+        if len(self._kept) > REQUEST_BYTES_MAX:
+            raise ProtocolViolationError(f"a frame of more than {REQUEST_BYTES_MAX} bytes")
+        return found
+
+    def _skip(self) -> bool:
+        """Whether there was a whole frame to move past."""
+        try:
+            self._scanner.skip()
+        except msgpack.OutOfData:
+            return False
+        return True
+
+
+def _request(frame: bytes) -> Request:
+    unpacker = msgpack.Unpacker(unicode_errors="surrogateescape", strict_map_key=False, max_buffer_size=len(frame))
+    unpacker.feed(frame)
+    if unpacker.read_array_header() != 4 or unpacker.unpack() != 0:
+        raise ValueError("not a request")
+    msgid, method = unpacker.unpack(), unpacker.unpack()
+    if type(msgid) is not int or not isinstance(method, str):
+        raise ValueError("not a request")
+    try:
+        params = unpacker.unpack()
+    except (ValueError, RecursionError, TypeError, msgpack.UnpackException):
+        params = None
+    return Request(msgid, method, params if isinstance(params, list) else None)
+
+
+def encode_result(msgid: int, result: Any) -> bytes:
+    """The bytes of a reply."""
+    encoded: bytes = msgpack.packb([1, msgid, None, result])
+    return encoded
+
+
+def encode_error(msgid: int, error: PharaohError) -> bytes:
+    """The bytes of a reply that is an error."""
+    message = f"{error.message}: {error.detail}" if error.detail else error.message
+    wire = [error.code, error.name, message, error.retryable, error.hint or None]
+    encoded: bytes = msgpack.packb([1, msgid, wire, None], unicode_errors="replace")
+    return encoded
 
 
 def _reply(frame: object) -> Reply:

@@ -13,6 +13,7 @@ import click
 from libpharaoh.errors import StartError
 from pharaohd import log
 from pharaohd import settings as settings_module
+from pharaohd.contract import RouterSpec
 from pharaohd.settings import Settings
 
 
@@ -58,8 +59,13 @@ def serve(settings: Settings, load: partial[Settings]) -> None:
     def create(coordinator: int, path: str) -> None:
         obelisk.create(path, obelisk.identity_for(settings, coordinator))
 
+    def route(spec: RouterSpec) -> int:
+        from pharaohd import router  # in the router's process alone: workers do without what it needs
+
+        return router.run(spec)
+
     log.configure(settings.log.level, settings.log.format)
-    Supervisor(settings, worker.run, create, load).run()
+    Supervisor(settings, worker.run, route, create, load).run()
 
 
 def report(error: StartError) -> int:

@@ -1,11 +1,12 @@
-"""What the supervisor and a worker agree on. Neither imports the other.
+"""What the supervisor and its children, the workers and the router, agree on. Neither imports the other.
 
-A worker is a forked child. It is given a `WorkerSpec` and talks to the supervisor over one stream socket, a JSON object
-per line:
+A child is forked. It is given a `WorkerSpec` or a `RouterSpec` and talks to the supervisor over one stream socket, a
+JSON object per line:
 
-- worker → supervisor: `{"event": "ready"}` once it serves; `{"event": "failed", "code": int, "message": str}` before
+- child → supervisor: `{"event": "ready"}` once it serves; `{"event": "failed", "code": int, "message": str}` before
   it exits because it cannot serve (`code` is one of spec/errors.toml).
-- supervisor → worker: `{"do": "stop"}` (write the exact position, exit 0); `{"do": "reload", "settings": {…}}`.
+- supervisor → child: `{"do": "stop"}` (a worker writes its exact position; exit 0);
+  `{"do": "reload", "settings": {…}}`.
 - The supervisor's end closing (it died) means stop.
 """
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from pharaohd.settings import Settings
 
@@ -40,5 +42,21 @@ class WorkerSpec:
     settings: Settings
 
 
+@dataclass(frozen=True, slots=True)
+class RouterSpec:
+    """Everything the router needs. Descriptors are inherited through fork; the router owns and closes them."""
+
+    listen_fd: int
+    """The listening coordinators/router.sock."""
+    control_fd: int
+    """The stream to the supervisor."""
+    slot: Any
+    """struct ph_stats_slot of its own, for the heartbeat."""
+    settings: Settings
+
+
 WorkerEntry = Callable[[WorkerSpec], int]
 """Runs a worker to its end and returns its exit status."""
+
+RouterEntry = Callable[[RouterSpec], int]
+"""Runs the router to its end and returns its exit status."""

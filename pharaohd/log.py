@@ -11,6 +11,7 @@ import structlog
 from structlog.typing import EventDict, FilteringBoundLogger, WrappedLogger
 
 STDERR = 2
+Logger = FilteringBoundLogger
 PRIORITIES = {"critical": 2, "error": 3, "warning": 4, "info": 6, "debug": 7}
 
 
@@ -64,8 +65,8 @@ def configure(level: str, style: str) -> None:
     )
 
 
-def logger(process: str, coordinator: int | None = None) -> FilteringBoundLogger:
+def logger(process: str, coordinator: int | None = None) -> Logger:
     """A logger whose lines name the process, e.g. "supervisor", and the coordinator if there is one."""
     bound = {"process": process} if coordinator is None else {"process": process, "coordinator": coordinator}
-    log: FilteringBoundLogger = structlog.get_logger(**bound)
+    log: Logger = structlog.get_logger(**bound)
     return log

@@ -37,6 +37,10 @@ def counters_path(state_dir: str, coordinator: int) -> str:
     return os.path.join(obelisks_dir(state_dir), f"{coordinator:04d}.counters")
 
 
+def schemas_path(state_dir: str, coordinator: int) -> str:
+    return os.path.join(obelisks_dir(state_dir), f"{coordinator:04d}.schemas")
+
+
 def manifest_path(state_dir: str) -> str:
     return os.path.join(state_dir, "manifest.json")
 

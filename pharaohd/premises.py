@@ -3,9 +3,10 @@
 Invariants
 - One supervisor per runtime directory and per state directory: it holds flock() on their own descriptors, which no
   cleaner can unlink.
-- `coordinators/` is locked too, on a descriptor that every worker keeps: flock() lives on in children, so the lock is
-  free only when the last worker of a killed supervisor has gone. Until then its sockets and Obelisks are in use.
-- A socket is made under a mask that shuts everyone out, and opened to its group only when it belongs to it.
+- `coordinators/` is locked too, on a descriptor that every child keeps: flock() lives on in children, so the lock is
+  free only when the last child of a killed supervisor has gone. Until then its sockets and files are in use.
+- A socket is made under a mask that shuts everyone out, and opened to its group only when it belongs to it. The
+  router's stays shut: it is for the workers.
 """
 
 from __future__ import annotations
@@ -57,7 +58,8 @@ class Premises:
         self._paths: dict[int, str] = {}
         self._own_fds: dict[int, int] = {}
         self.listen_fd = -1
-        self.workers_lock_fd = -1
+        self.router_fd = -1
+        self.children_lock_fd = -1
 
     @property
     def gid(self) -> int:
@@ -84,23 +86,26 @@ class Premises:
 
     def _enter(self) -> None:
         host, rpc = self._settings.host, self._settings.rpc
-        check_lengths([host.socket_path, *map(host.coordinator_socket_path, host.owns)])
+        check_lengths([host.socket_path, host.router_socket_path, *map(host.coordinator_socket_path, host.owns)])
         self._gid = group_id(rpc.group)
         with converted(RuntimeDirError, host.runtime_dir):
             self._make_directory(host.runtime_dir, keep_existing=True)
             self._lock(host.runtime_dir, READER_PATIENCE_S, "another supervisor")
             self._make_directory(host.coordinators_dir, keep_existing=False)
-            self.workers_lock_fd = self._lock(
-                host.coordinators_dir, self._settings.worker.stop_ms_max / 1000, "a worker of a killed daemon"
+            self.children_lock_fd = self._lock(
+                host.coordinators_dir, self._settings.worker.stop_ms_max / 1000, "a process of a killed daemon"
             )
         with converted(StateDirError, host.state_dir):
             os.makedirs(host.state_dir, mode=0o700, exist_ok=True)
             check_state_dir(host.state_dir)
             self._lock(host.state_dir, READER_PATIENCE_S, "another supervisor")
         with converted(RuntimeDirError, host.runtime_dir):
+            self.router_fd = self._listen(host.router_socket_path)
             self.listen_fd = self._listen(host.socket_path)
+            self._open(host.socket_path)
             for coordinator in host.owns:
                 self._own_fds[coordinator] = self._listen(host.coordinator_socket_path(coordinator))
+                self._open(host.coordinator_socket_path(coordinator))
 
     def _make_directory(self, path: str, *, keep_existing: bool) -> None:
         """Open to whoever may use the sockets. keep_existing: what an administrator made stays as it is."""
@@ -144,21 +149,20 @@ class Premises:
             listener.listen(BACKLOG)
             descriptor = listener.detach()
         self._paths[descriptor] = path
-        self._give(path, self._settings.rpc.mode)
         return descriptor
 
-    def release_coordinator(self, coordinator: int) -> None:
-        """Nobody will serve this coordinator any more: its clients shall be told so at once."""
-        self._close(self._own_fds.pop(coordinator))
+    def _open(self, path: str) -> None:
+        self._give(path, self._settings.rpc.mode)
 
-    def _close(self, listener: int) -> None:
+    def release(self, listener: int) -> None:
+        """Nobody will accept there any more: clients shall be told so at once."""
         with contextlib.suppress(OSError):
             os.unlink(self._paths.pop(listener))
         os.close(listener)
 
     def _release(self) -> None:
         for listener in list(self._paths):
-            self._close(listener)
+            self.release(listener)
         for lock in reversed(self._locks):
             os.close(lock)
         self._locks.clear()

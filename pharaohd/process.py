@@ -34,7 +34,7 @@ IGNORED_BY_CHILDREN = (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE)
 
 
 def set_title(role: str) -> None:
-    """role: "supervisor" or "worker 0042"."""
+    """role: "supervisor", "router" or "worker 0042"."""
     setproctitle(f"pharaohd: {role}")
 
 

@@ -202,6 +202,10 @@ class Host:
     def coordinator_socket_path(self, coordinator: int) -> str:
         return os.path.join(self.coordinators_dir, f"{coordinator:04d}.sock")
 
+    @property
+    def router_socket_path(self) -> str:
+        return os.path.join(self.coordinators_dir, "router.sock")
+
 
 @dataclass(frozen=True, slots=True)
 class Obelisk:

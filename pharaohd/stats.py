@@ -151,6 +151,11 @@ class Page:
         unlink(self._name)
 
 
+def new_slot() -> Any:
+    """A slot that forked processes share and that no page shows."""
+    return ffi.from_buffer("struct ph_stats_slot *", mmap.mmap(-1, SLOT_BYTES))
+
+
 def unlink(name: str) -> None:
     try:
         posix_ipc.unlink_shared_memory(name)

@@ -1,10 +1,13 @@
-"""The pre-fork arbiter: one thread that holds the premises, forks a worker per coordinator, watches and replaces them.
+"""The pre-fork arbiter: one thread that holds the premises, forks a worker per coordinator and the router, watches and
+replaces them.
 
 Invariants
-- A coordinator has at most one worker at a time: the next is forked only after the last was reaped.
-- Signal handlers, pidfds and the workers' streams only wake the loop; it acts on one thing at a time.
-- While anything fails before all workers have once been ready, the daemon has not started: everything stops, and the
-  error is raised. Afterwards an error stops its own worker alone, until none is left.
+- A place (a coordinator's, the router's) has at most one process at a time: the next is forked only after the last was
+  reaped.
+- Signal handlers, pidfds and the children's streams only wake the loop; it acts on one thing at a time.
+- While anything fails before all children have once been ready, the daemon has not started: everything stops, and the
+  error is raised. Afterwards an error stops its own process alone, until no worker is left.
+- The router is told to stop when the last worker has ended: what they ask of it is answered.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ import selectors
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -27,10 +30,10 @@ from typing import Any
 from libpharaoh.errors import InternalError, RuntimeDirError, SettingsError, StartError, StateDirError, by_code
 from pharaohd import log, manifest, policy, process
 from pharaohd import settings as settings_module
-from pharaohd.contract import WorkerEntry, WorkerSpec
+from pharaohd.contract import RouterEntry, RouterSpec, WorkerEntry, WorkerSpec
 from pharaohd.premises import Premises, converted
 from pharaohd.settings import Settings
-from pharaohd.stats import NO_COORDINATOR, Page, WorkerState
+from pharaohd.stats import NO_COORDINATOR, Page, WorkerState, new_slot
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 MESSAGE_BYTES_MAX = 65_536
@@ -38,9 +41,13 @@ ABORT_PATIENCE_S = 1.0
 FORK_RETRY_S = 1.0
 
 
+ROUTER = NO_COORDINATOR
+"""The router's place among the coordinators': none, and behind them all."""
+
+
 @dataclass(eq=False, slots=True)
 class Run:
-    """One process of a worker, from fork until it is reaped."""
+    """One process, from fork until it is reaped."""
 
     child: process.Child
     stream: socket.socket
@@ -51,38 +58,60 @@ class Run:
 
 
 @dataclass(eq=False, slots=True)
-class Worker:
-    """One coordinator's place: its processes come and go."""
+class Place:
+    """A coordinator's place or the router's: its processes come and go."""
 
-    coordinator: int
-    slot: int
+    number: int
+    """The coordinator, or ROUTER."""
+    title: str
+    """As `ps` shows it: "worker 0042", "router"."""
+    slot: Any
+    """Where it is seen, and says that it is alive: one of the statistics page, or for the router one of its own."""
+    own_fd: int
+    """The listening socket that only its processes accept on."""
+    keep: tuple[int, ...]
+    """The other descriptors that they keep."""
+    entry: Callable[[int], int]
+    """What a process does, given its end of the stream."""
+    log: log.Logger
     history: policy.History = field(default_factory=policy.History)
     run: Run | None = None
     started: bool = False
     """Whether it was ever forked."""
 
+    @property
+    def kind(self) -> str:
+        return self.title.split()[0]
+
+    @property
+    def whose(self) -> str:
+        """For messages: "coordinator 42", "router"."""
+        return self.title if self.number == ROUTER else f"coordinator {self.number}"
+
 
 class Supervisor:
     """Runs the daemon.
 
-    entry: what a forked worker does. create: makes the Obelisk of a coordinator at a path, durably. load: reads the
-    settings again, for a reload; raises SettingsError.
+    work, route: what a forked worker does, and the router. create: makes the Obelisk of a coordinator at a path,
+    durably. load: reads the settings again, for a reload; raises SettingsError.
     """
 
     def __init__(
         self,
         settings: Settings,
-        entry: WorkerEntry,
+        work: WorkerEntry,
+        route: RouterEntry,
         create: Callable[[int, str], None],
         load: Callable[[], Settings],
     ) -> None:
         self._settings = settings
-        self._entry = entry
+        self._work = work
+        self._route = route
         self._create = create
         self._load = load
         self._log = log.logger("supervisor")
-        self._workers = [Worker(coordinator, slot) for slot, coordinator in enumerate(settings.host.owns)]
-        self._running: dict[int, Worker] = {}
+        self._places: list[Place] = []
+        self._running: dict[int, Place] = {}
         self._live: set[int] = set()
         self._failed: set[int] = set()
         self._serving = False
@@ -104,14 +133,16 @@ class Supervisor:
             self._prepare_state()
             self._page = self._make_page()
             held.callback(self._page.remove)
+            self._places = [self._worker_place(slot, one) for slot, one in enumerate(self._settings.host.owns)]
+            self._places.append(self._router_place())
             self._selector = held.enter_context(selectors.DefaultSelector())
             self._selector.register(self._wakeup.descriptor, selectors.EVENT_READ, self._on_signal)
             held.callback(self._kill_and_reap)
             # What is alive now lives as long as the daemon: a collection in a worker must not touch (and copy) it.
             gc.collect()
             gc.freeze()
-            for worker in self._workers:
-                self._start(worker)
+            for place in self._places:
+                self._start(place)
             self._schedule_hang_check()
             while self._running or not self._stopping:
                 self._turn()
@@ -136,6 +167,29 @@ class Supervisor:
         except OSError as error:
             raise RuntimeDirError(f"the statistics page in /dev/shm: {error}") from error
 
+    def _worker_place(self, slot: int, coordinator: int) -> Place:
+        premises = self._premises
+        return Place(
+            number=coordinator,
+            title=f"worker {coordinator:04d}",
+            slot=self._page.slots[slot],
+            own_fd=premises.own_fd(coordinator),
+            keep=(premises.listen_fd, premises.children_lock_fd),
+            entry=partial(self._be_worker, coordinator, slot),
+            log=log.logger("supervisor", coordinator),
+        )
+
+    def _router_place(self) -> Place:
+        return Place(
+            number=ROUTER,
+            title="router",
+            slot=new_slot(),
+            own_fd=self._premises.router_fd,
+            keep=(self._premises.children_lock_fd,),
+            entry=self._be_router,
+            log=self._log,
+        )
+
     # The loop
 
     def _turn(self) -> None:
@@ -156,55 +210,59 @@ class Supervisor:
                 self._log.info("stopping", signal=number.name)
                 self._stop(None)
                 if number == signal.SIGQUIT:
-                    self._kill()
+                    self._kill(self._places)
 
-    # One worker
+    # One child
 
-    def _start(self, worker: Worker) -> None:
+    def _start(self, place: Place) -> None:
         if self._stopping:
             return
-        slot = self._page.slots[worker.slot]
         try:
             ours, theirs = socket.socketpair()
             with theirs:
-                spec = self._spec(worker, theirs.fileno())
-                keep = (spec.listen_fd, spec.own_fd, spec.control_fd, self._premises.workers_lock_fd)
-                child = process.fork(partial(run_child, self._entry, spec), keep)
+                run_in_child = partial(run_child, place, theirs.fileno())
+                child = process.fork(run_in_child, (theirs.fileno(), place.own_fd, *place.keep))
         except OSError as error:
-            self._log.error("no process for a worker", coordinator=worker.coordinator, error=str(error))
-            self._after(FORK_RETRY_S, partial(self._start, worker))
+            place.log.error(f"no process for a {place.kind}", error=str(error))
+            self._after(FORK_RETRY_S, partial(self._start, place))
             return
         ours.setblocking(False)
-        worker.run = run = Run(child, ours, time.monotonic_ns())
-        self._running[worker.coordinator] = worker
-        self._selector.register(child.pidfd, selectors.EVENT_READ, partial(self._on_exit, worker, run))
-        self._selector.register(ours, selectors.EVENT_READ, partial(self._on_stream, worker, run))
+        place.run = run = Run(child, ours, time.monotonic_ns())
+        self._running[place.number] = place
+        self._selector.register(child.pidfd, selectors.EVENT_READ, partial(self._on_exit, place, run))
+        self._selector.register(ours, selectors.EVENT_READ, partial(self._on_stream, place, run))
+        slot = place.slot
         slot.state, slot.pid, slot.started_ns = WorkerState.STARTING, child.pid, time.time_ns()
-        slot.restart_count += int(worker.started)
-        worker.started = True
+        slot.restart_count += int(place.started)
+        place.started = True
 
-    def _spec(self, worker: Worker, control_fd: int) -> WorkerSpec:
+    def _be_worker(self, coordinator: int, slot: int, control_fd: int) -> int:
         host = self._settings.host
-        return WorkerSpec(
-            coordinator=worker.coordinator,
-            slot=worker.slot,
-            obelisk_path=manifest.obelisk_path(host.state_dir, worker.coordinator),
-            counters_path=manifest.counters_path(host.state_dir, worker.coordinator),
+        spec = WorkerSpec(
+            coordinator=coordinator,
+            slot=slot,
+            obelisk_path=manifest.obelisk_path(host.state_dir, coordinator),
+            counters_path=manifest.counters_path(host.state_dir, coordinator),
             socket_path=host.socket_path,
             listen_fd=self._premises.listen_fd,
-            own_fd=self._premises.own_fd(worker.coordinator),
+            own_fd=self._premises.own_fd(coordinator),
             control_fd=control_fd,
             stats_address=self._page.address,
             settings=self._settings,
         )
+        return self._work(spec)
 
-    def _on_stream(self, worker: Worker, run: Run) -> None:
-        # In one turn a worker may be reaped first, and its stream come afterwards.
-        if worker.run is run and not self._read(worker, run):
-            self._selector.unregister(run.stream)  # the worker's end, or its hanging, is seen elsewhere
+    def _be_router(self, control_fd: int) -> int:
+        place = self._places[-1]
+        return self._route(RouterSpec(place.own_fd, control_fd, place.slot, self._settings))
 
-    def _read(self, worker: Worker, run: Run) -> bool:
-        """Takes what the worker says. False: there was nothing."""
+    def _on_stream(self, place: Place, run: Run) -> None:
+        # In one turn a child may be reaped first, and its stream come afterwards.
+        if place.run is run and not self._read(place, run):
+            self._selector.unregister(run.stream)  # the child's end, or its hanging, is seen elsewhere
+
+    def _read(self, place: Place, run: Run) -> bool:
+        """Takes what the child says. False: there was nothing."""
         try:
             data = run.stream.recv(MESSAGE_BYTES_MAX)
         except OSError:
@@ -212,78 +270,80 @@ class Supervisor:
         *lines, rest = (run.inbox + data).split(b"\n")
         run.inbox = rest[:MESSAGE_BYTES_MAX]
         for line in lines:
-            self._on_event(worker, run, line)
+            self._on_event(place, run, line)
         return bool(data)
 
-    def _on_event(self, worker: Worker, run: Run, line: bytes) -> None:
+    def _on_event(self, place: Place, run: Run, line: bytes) -> None:
         try:
             event = json.loads(line)
             if event["event"] == "ready":
-                self._on_ready(worker)
+                self._on_ready(place)
             elif event["event"] == "failed":
-                run.error = worker_error(worker.coordinator, event["code"], event["message"])
+                run.error = child_error(place.whose, event["code"], event["message"])
         except (ValueError, KeyError, TypeError) as error:
-            self._log.error("a worker talks nonsense", coordinator=worker.coordinator, error=str(error))
+            place.log.error(f"a {place.kind} talks nonsense", error=str(error))
 
-    def _on_ready(self, worker: Worker) -> None:
-        worker.history = policy.became_ready(worker.history, time.monotonic())
+    def _on_ready(self, place: Place) -> None:
+        place.history = policy.became_ready(place.history, time.monotonic())
         if self._stopping:
             return
-        self._page.slots[worker.slot].state = WorkerState.LIVE
-        self._live.add(worker.coordinator)
-        self._page.header.first_live = min(self._page.header.first_live, worker.coordinator)
-        self._log.debug("worker ready", coordinator=worker.coordinator)
-        if not self._serving and len(self._live) == len(self._workers):
+        place.slot.state = WorkerState.LIVE
+        self._live.add(place.number)
+        self._page.header.first_live = min(self._page.header.first_live, place.number)
+        place.log.debug(f"{place.kind} ready")
+        if not self._serving and len(self._live) == len(self._places):
             self._serving = True
-            self._log.info("serving", socket=self._settings.host.socket_path, coordinators=len(self._workers))
+            host = self._settings.host
+            self._log.info("serving", socket=host.socket_path, coordinators=len(host.owns))
             self._notifier.ready()
 
-    def _on_exit(self, worker: Worker, run: Run) -> None:
-        while self._read(worker, run):  # its last words
+    def _on_exit(self, place: Place, run: Run) -> None:
+        while self._read(place, run):  # its last words
             pass
         if run.stream in self._selector.get_map():
             self._selector.unregister(run.stream)
         self._selector.unregister(run.child.pidfd)
         run.stream.close()
         status = run.child.reap()
-        worker.run = None
-        del self._running[worker.coordinator]
-        self._mark_down(worker, WorkerState.DOWN, status)
+        place.run = None
+        del self._running[place.number]
+        self._mark_down(place, WorkerState.DOWN, status)
         if self._stopping:
+            if self._running.keys() == {ROUTER}:
+                self._stop_next()
             return
-        worker.history, decision = policy.exited(worker.history, status, time.monotonic())
+        place.history, decision = policy.exited(place.history, status, time.monotonic())
         if isinstance(decision, policy.Fail):
-            self._fail(worker, run.error or decision.error(f"coordinator {worker.coordinator}"), status)
+            self._fail(place, run.error or decision.error(place.whose), status)
             return
-        self._log.warning(
-            "worker ended",
-            coordinator=worker.coordinator,
+        place.log.warning(
+            f"{place.kind} ended",
             status=status,
             error=str(run.error) if run.error else None,
             restart_in_s=decision.delay_s,
         )
         if decision.delay_s:
-            self._after(decision.delay_s, partial(self._start, worker))
+            self._after(decision.delay_s, partial(self._start, place))
         else:
-            self._start(worker)
+            self._start(place)
 
-    def _mark_down(self, worker: Worker, state: WorkerState, status: int) -> None:
-        slot = self._page.slots[worker.slot]
+    def _mark_down(self, place: Place, state: WorkerState, status: int) -> None:
+        slot = place.slot
         slot.state, slot.pid, slot.exit_code = state, 0, status
-        if worker.coordinator in self._live:
-            self._live.remove(worker.coordinator)
+        if place.number in self._live:
+            self._live.remove(place.number)
             self._page.header.first_live = min(self._live, default=NO_COORDINATOR)
 
-    def _fail(self, worker: Worker, error: StartError, status: int) -> None:
-        """This worker will not be started again."""
-        self._mark_down(worker, WorkerState.FAILED, status)
-        self._failed.add(worker.coordinator)
-        self._premises.release_coordinator(worker.coordinator)
-        self._log.error("worker failed", coordinator=worker.coordinator, error=str(error))
-        if not self._serving or len(self._failed) == len(self._workers):
+    def _fail(self, place: Place, error: StartError, status: int) -> None:
+        """This place will have no process any more."""
+        self._mark_down(place, WorkerState.FAILED, status)
+        self._failed.add(place.number)
+        self._premises.release(place.own_fd)
+        place.log.error(f"{place.kind} failed", error=str(error))
+        if not self._serving or self._failed.issuperset(self._settings.host.owns):
             self._stop(error)
 
-    # Hanging workers
+    # Hanging children
 
     def _schedule_hang_check(self) -> None:
         self._after(max(1.0, self._settings.worker.hang_ms_max / 4000), self._check_hangs)
@@ -294,30 +354,29 @@ class Supervisor:
         if now_ns - self._hangs_checked_ns > hang_ns // 2 + 1_000_000_000:
             self._awake_since_ns = now_ns  # this process did not run either: a frozen or starved host, not a hang
         self._hangs_checked_ns = now_ns
-        for worker in self._running.values():
-            run = worker.run
+        for place in self._running.values():
+            run = place.run
             assert run is not None
-            heartbeat_ns = self._page.slots[worker.slot].heartbeat_ns
-            silent_ns = now_ns - max(heartbeat_ns, run.forked_ns, self._awake_since_ns)
+            silent_ns = now_ns - max(place.slot.heartbeat_ns, run.forked_ns, self._awake_since_ns)
             if silent_ns > hang_ns and not run.aborted:
                 run.aborted = True
-                self._log.error("worker hangs", coordinator=worker.coordinator, silent_ms=silent_ns // 1_000_000)
+                place.log.error(f"{place.kind} hangs", silent_ms=silent_ns // 1_000_000)
                 run.child.send(signal.SIGABRT)
-                self._after(ABORT_PATIENCE_S, partial(self._kill_run, worker, run))
+                self._after(ABORT_PATIENCE_S, partial(self._kill_run, place, run))
         self._schedule_hang_check()
 
-    def _kill_run(self, worker: Worker, run: Run) -> None:
-        if worker.run is run:
+    def _kill_run(self, place: Place, run: Run) -> None:
+        if place.run is run:
             run.child.send(signal.SIGKILL)
 
-    # All workers
+    # All children
 
-    def _tell(self, message: dict[str, Any]) -> None:
+    def _tell(self, places: Iterable[Place], message: dict[str, Any]) -> None:
         line = json.dumps(message).encode() + b"\n"
-        for worker in self._running.values():
-            assert worker.run is not None
-            with contextlib.suppress(OSError):  # a worker that does not read is hanging, and is dealt with as such
-                worker.run.stream.send(line, socket.MSG_NOSIGNAL)
+        for place in places:
+            assert place.run is not None
+            with contextlib.suppress(OSError):  # a child that does not read is hanging, and is dealt with as such
+                place.run.stream.send(line, socket.MSG_NOSIGNAL)
 
     def _stop(self, error: StartError | None) -> None:
         if self._stopping:
@@ -327,24 +386,30 @@ class Supervisor:
         self._notifier.stopping()
         self._live.clear()
         self._page.header.first_live = NO_COORDINATOR
-        for worker in self._running.values():
-            self._page.slots[worker.slot].state = WorkerState.STOPPING
-        self._tell({"do": "stop"})
-        self._after(self._settings.worker.stop_ms_max / 1000, self._kill)
+        for place in self._running.values():
+            place.slot.state = WorkerState.STOPPING
+        self._stop_next()
 
-    def _kill(self) -> None:
-        for worker in self._running.values():
-            assert worker.run is not None
-            worker.run.child.send(signal.SIGKILL)
-        if self._running:
-            self._log.warning("workers killed", coordinators=sorted(self._running))
+    def _stop_next(self) -> None:
+        """The workers; when none is left, the router."""
+        places = [place for number, place in self._running.items() if number != ROUTER] or [*self._running.values()]
+        self._tell(places, {"do": "stop"})
+        self._after(self._settings.worker.stop_ms_max / 1000, partial(self._kill, places))
+
+    def _kill(self, places: Iterable[Place]) -> None:
+        left = [place for place in places if place.run is not None]
+        for place in left:
+            assert place.run is not None
+            place.run.child.send(signal.SIGKILL)
+        if left:
+            self._log.warning("killed", children=[place.whose for place in left])
 
     def _kill_and_reap(self) -> None:
-        """Leaves no worker behind when a bug ends the loop."""
-        for worker in self._running.values():
-            assert worker.run is not None
-            worker.run.child.send(signal.SIGKILL)
-            worker.run.child.reap()
+        """Leaves no child behind when a bug ends the loop."""
+        for place in self._running.values():
+            assert place.run is not None
+            place.run.child.send(signal.SIGKILL)
+            place.run.child.reap()
 
     def _reload(self) -> None:
         if self._serving:
@@ -364,20 +429,22 @@ class Supervisor:
         self._settings = settings_module.reloaded(self._settings, new)
         self._page.header.settings_serial += 1
         log.configure(self._settings.log.level, self._settings.log.format)
-        self._tell({"do": "reload", "settings": settings_module.reloadable_values(self._settings)})
+        self._tell(
+            self._running.values(), {"do": "reload", "settings": settings_module.reloadable_values(self._settings)}
+        )
         self._log.info("reloaded", changed=[one.name for one in taken])
         if later:
             self._log.warning("these settings need a restart", keys=[one.name for one in later])
 
 
-def run_child(entry: WorkerEntry, spec: WorkerSpec) -> int:
-    process.set_title(f"worker {spec.coordinator:04d}")
-    return entry(spec)
+def run_child(place: Place, control_fd: int) -> int:
+    process.set_title(place.title)
+    return place.entry(control_fd)
 
 
-def worker_error(coordinator: int, code: int, message: str) -> StartError:
-    """What a worker said before it ended. A code that no start can have is a bug of the worker's."""
+def child_error(whose: str, code: int, message: str) -> StartError:
+    """What a child said before it ended. A code that no start can have is a bug of the child's."""
     error_class = by_code.get(code, InternalError)
     if not issubclass(error_class, StartError):
         error_class = InternalError
-    return error_class(f"coordinator {coordinator}: {message}")
+    return error_class(f"{whose}: {message}")

@@ -29,13 +29,18 @@ PACKAGES = {
 PRODUCT = ("libpharaoh", "pharaohd")
 INCLUDES = {"libpharaoh": {"libpharaoh"}, "pharaohd": {"libpharaoh", "pharaohd"}}
 
-# The supervisor is handed its worker entry, so that neither knows the other.
-STRANGERS = {("pharaohd.supervisor", "pharaohd.worker"), ("pharaohd.worker", "pharaohd.supervisor")}
+# The supervisor is handed its children's entries, so that neither side knows the other.
+STRANGERS = {
+    pair
+    for child in ("pharaohd.worker", "pharaohd.router")
+    for pair in (("pharaohd.supervisor", child), (child, "pharaohd.supervisor"))
+}
 
 # The only files of the product, or directories, that import a third-party package.
 THIRD_PARTY = {
     "cffi": {"libpharaoh/_build.py", "pharaohd/_build.py"},
     "click": {"pharaohd/cli.py", "pharaohd/ctl/"},
+    "fastavro": {"pharaohd/canonical.py"},
     "msgpack": {"libpharaoh/_framing.py"},
     "posix_ipc": {"pharaohd/stats.py"},
     "setproctitle": {"pharaohd/process.py"},

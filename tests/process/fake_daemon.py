@@ -1,7 +1,8 @@
 """A daemon whose workers are small Python functions: `python fake_daemon.py DIR [CONFIG]`.
 
 How a worker behaves is read, when it starts, from DIR/mood-NNNN, or else DIR/mood:
-serve (the default), crash, fatal, deaf (never stops), hang (no heartbeat), slow-stop (needs a second).
+serve (the default), crash, fatal, deaf (never stops), hang (no heartbeat), slow-stop (needs a second). The router's
+mood is that of DIR/mood-router alone.
 FAKE_USER in the environment: the number of the user to become once everything is imported.
 Each start of a worker appends its pid to DIR/started-NNNN; what it is told is appended to DIR/told-NNNN.
 """
@@ -16,11 +17,11 @@ import sys
 import time
 from pathlib import Path
 
-from libpharaoh.errors import ObeliskCorruptError, StartError
-from pharaohd import log, settings
+from libpharaoh.errors import ObeliskCorruptError, SettingsError, StartError
+from pharaohd import log, router, settings
 from pharaohd._core import ffi
 from pharaohd.cli import report
-from pharaohd.contract import WorkerSpec
+from pharaohd.contract import RouterSpec, WorkerSpec
 from pharaohd.stats import HEADER_BYTES
 from pharaohd.supervisor import Supervisor
 
@@ -80,6 +81,27 @@ def run(spec: WorkerSpec) -> int:
             return 0
 
 
+def route(spec: RouterSpec) -> int:
+    """The real router, unless DIR/mood-router says otherwise: crash, fatal, deaf, hang."""
+    append("started-router", str(os.getpid()))
+    file = DIRECTORY / "mood-router"
+    mood = file.read_text() if file.exists() else "serve"
+    if mood == "serve":
+        return router.run(spec)
+    if mood == "crash":
+        return 3
+    stream = socket.socket(fileno=spec.control_fd)
+    if mood == "fatal":
+        error = {"event": "failed", "code": SettingsError.code, "message": "it cannot be"}
+        stream.sendall(json.dumps(error).encode() + b"\n")
+        return SettingsError.exit_status or 1
+    stream.sendall(b'{"event": "ready"}\n')
+    while True:
+        if mood == "deaf":
+            spec.slot.heartbeat_ns = time.monotonic_ns()
+        time.sleep(0.5)
+
+
 def open_descriptors() -> list[int]:
     return [fd for fd in map(int, os.listdir("/proc/self/fd")) if os.path.lexists(f"/proc/self/fd/{fd}")]
 
@@ -99,7 +121,7 @@ def main() -> int:
     try:
         current = load()
         log.configure(current.log.level, current.log.format)
-        Supervisor(current, run, create, load).run()
+        Supervisor(current, run, route, create, load).run()
     except StartError as error:
         return report(error)
     return 0

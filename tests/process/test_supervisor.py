@@ -55,8 +55,9 @@ class Daemon:
     def configure(self, text: str) -> None:
         self.config.write_text(text)
 
-    def mood(self, text: str, coordinator: int | None = None) -> None:
-        name = "mood" if coordinator is None else f"mood-{coordinator:04d}"
+    def mood(self, text: str, whose: int | str | None = None) -> None:
+        """whose: a coordinator or "router"; None: every worker."""
+        name = "mood" if whose is None else f"mood-{whose:04d}" if isinstance(whose, int) else f"mood-{whose}"
         (self.directory / name).write_text(text)
 
     def launch(self) -> subprocess.Popen[bytes]:
@@ -145,7 +146,7 @@ def runs(pid: int) -> bool:
         title = Path(f"/proc/{pid}/cmdline").read_bytes()
     except (FileNotFoundError, ProcessLookupError):
         return False
-    return title.startswith(b"pharaohd: worker")
+    return title.startswith((b"pharaohd: worker", b"pharaohd: router"))
 
 
 def connects(path: Path) -> bool:
@@ -289,7 +290,7 @@ def test_deaf_worker_is_killed_at_stop(daemon: Daemon) -> None:
     daemon.start()
     daemon.signal(signal.SIGINT)
     assert daemon.ended() == 0
-    assert daemon.said("workers killed")[0]["coordinators"] == [1]
+    assert daemon.said("killed")[0]["children"] == ["coordinator 1"]
 
 
 def test_sigquit_does_not_wait(daemon: Daemon) -> None:
@@ -389,6 +390,97 @@ def test_idle_supervisor_sleeps(daemon: Daemon) -> None:
     assert sleeps() - before <= 4
 
 
+# The router
+
+
+def router_starts(daemon: Daemon) -> list[int]:
+    file = daemon.directory / "started-router"
+    return [int(line) for line in file.read_text().split()] if file.exists() else []
+
+
+def test_router_runs_beside_the_workers(daemon: Daemon) -> None:
+    daemon.start()
+    [pid] = router_starts(daemon)
+    assert Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"pharaohd: router\0")
+    assert stat.S_IMODE((daemon.directory / "coordinators/router.sock").stat().st_mode) == 0o600
+    assert [worker.coordinator for worker in daemon.workers()] == [0, 1, 2, 3]
+    daemon.signal(signal.SIGTERM)
+    assert daemon.ended() == 0
+    assert not Path(f"/proc/{pid}").exists()
+
+
+def test_router_s_socket_is_the_daemon_s_own(daemon: Daemon) -> None:
+    daemon.configure('[rpc]\nmode = "0666"\n')
+    daemon.start()
+    assert stat.S_IMODE((daemon.directory / "coordinators/router.sock").stat().st_mode) == 0o600
+
+
+def test_killed_router_is_replaced_and_no_worker_notices(daemon: Daemon) -> None:
+    daemon.start()
+    pids = [worker.pid for worker in daemon.workers()]
+    for _ in range(2):
+        os.kill(router_starts(daemon)[-1], signal.SIGKILL)
+        eventually(lambda starts=len(router_starts(daemon)): len(router_starts(daemon)) > starts, "replaced")  # type: ignore[misc]
+    assert [end["restart_in_s"] for end in daemon.said("router ended")] == [0.0, 0.05]
+    assert [worker.pid for worker in daemon.workers()] == pids
+    assert daemon.first_live() == 0
+    assert connects(daemon.directory / "coordinators/router.sock")
+
+
+def test_a_router_that_cannot_serve_keeps_the_daemon_from_starting(daemon: Daemon) -> None:
+    daemon.mood("fatal", "router")
+    assert "router: it cannot be" in daemon.fails_with(SettingsError)
+
+
+def test_the_daemon_has_started_when_its_router_has(daemon: Daemon) -> None:
+    daemon.mood("crash", "router")
+    daemon.launch()
+    eventually(lambda: len(daemon.said("router ended")) >= 3, "three deaths")
+    assert {worker.state_name for worker in daemon.workers()} == {"live"}
+    assert not daemon.said("serving")
+    daemon.mood("serve", "router")
+    eventually(lambda: daemon.said("serving"), "serving")
+
+
+def test_a_router_that_fails_later_takes_no_worker_with_it(daemon: Daemon) -> None:
+    daemon.start()
+    daemon.mood("fatal", "router")
+    os.kill(router_starts(daemon)[-1], signal.SIGKILL)
+    eventually(lambda: daemon.said("router failed"), "failed")
+    assert not (daemon.directory / "coordinators/router.sock").exists()
+    assert {worker.state_name for worker in daemon.workers()} == {"live"}
+    daemon.signal(signal.SIGTERM)
+    assert daemon.ended() == 0
+
+
+def test_hanging_router_is_replaced(daemon: Daemon) -> None:
+    daemon.configure("[worker]\nhang_ms_max = 2000\n")
+    daemon.mood("hang", "router")
+    daemon.start()
+    daemon.mood("serve", "router")
+    eventually(lambda: len(router_starts(daemon)) == 2, "replaced")
+    time.sleep(3)  # longer than a hang may last: the new one's heart beats
+    assert len(router_starts(daemon)) == 2
+    assert daemon.said("router hangs")
+
+
+def test_the_router_stops_after_the_workers(daemon: Daemon) -> None:
+    daemon.configure("[worker]\nstop_ms_max = 300\n")
+    daemon.mood("deaf", "router")
+    daemon.mood("deaf", 2)
+    daemon.start()
+    daemon.signal(signal.SIGTERM)
+    assert daemon.ended() == 0
+    assert [entry["children"] for entry in daemon.said("killed")] == [["coordinator 2"], ["router"]]
+
+
+def test_a_killed_supervisor_s_router_ends(daemon: Daemon) -> None:
+    daemon.start()
+    [pid] = router_starts(daemon)
+    daemon.kill()
+    eventually(lambda: not Path(f"/proc/{pid}").exists(), "no router left")
+
+
 # Refusals
 
 
@@ -428,9 +520,9 @@ def test_socket_taken_by_a_file(daemon: Daemon) -> None:
 
 
 def test_socket_path_too_long(tmp_path: Path) -> None:
-    directory = tmp_path / ("d" * (107 - len(f"{tmp_path}//coordinators/0000.sock")))
+    directory = tmp_path / ("d" * (107 - len(f"{tmp_path}//coordinators/router.sock")))
     directory.mkdir()
-    assert len(f"{directory}/coordinators/0000.sock") == 107
+    assert len(f"{directory}/coordinators/router.sock") == 107
     fits = Daemon(directory)
     fits.start()
     fits.signal(signal.SIGTERM)
