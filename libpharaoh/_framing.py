@@ -85,13 +85,13 @@ class RequestDecoder:
             self._kept += data
             while self._skip():
                 length = self._scanner.tell() - self._start
+                _check_length(length)
                 found.append(_request(bytes(self._kept[:length])))
                 del self._kept[:length]
                 self._start += length
+            _check_length(len(self._kept))
         except (ValueError, TypeError, msgpack.UnpackException) as error:
             raise ProtocolViolationError(f"{type(error).__name__}: {error}"[:200]) from None
-        if len(self._kept) > REQUEST_BYTES_MAX:
-            raise ProtocolViolationError(f"a frame of more than {REQUEST_BYTES_MAX} bytes")
         return found
 
     def _skip(self) -> bool:
@@ -101,6 +101,11 @@ class RequestDecoder:
         except msgpack.OutOfData:
             return False
         return True
+
+
+def _check_length(length: int) -> None:
+    if length > REQUEST_BYTES_MAX:
+        raise ValueError(f"a frame of more than {REQUEST_BYTES_MAX} bytes")
 
 
 def _request(frame: bytes) -> Request:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
+import os
 import signal
 import socket
 import time
@@ -21,12 +22,13 @@ from libpharaoh.errors import (
     PharaohError,
     ProtocolViolationError,
     SchemasUnusableError,
+    SyncFailedError,
     UnavailableError,
     UnknownMethodError,
 )
 from pharaohd import log
 from pharaohd.contract import RouterSpec
-from pharaohd.schemas import Schemas
+from pharaohd.schemas import BrokenError, Schemas
 
 READ_BYTES = 65_536
 IN_FLIGHT_MAX = 64
@@ -70,7 +72,7 @@ class Router:
         spec = self._spec
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._stop.set)
         orders, ours = await asyncio.open_unix_connection(sock=socket.socket(fileno=spec.control_fd))
-        for work in (self._beat(), self._obey(orders), self._accept(socket.socket(fileno=spec.listen_fd))):
+        for work in (self._beat(), self._obey(orders), self._accept()):
             self._start(work)
         ours.write(b'{"event": "ready"}\n')
         await self._stop.wait()
@@ -78,6 +80,7 @@ class Router:
             task.cancel()
         await asyncio.wait(self._tasks)
         await self._schemas.close()
+        ours.close()
         if self._bug is not None:
             raise self._bug
 
@@ -107,15 +110,16 @@ class Router:
 
     # Requests of workers
 
-    async def _accept(self, listener: socket.socket) -> None:
-        while True:
-            try:
-                connection, _ = await asyncio.get_running_loop().sock_accept(listener)
-            except OSError as error:
-                self.log.error("no connection accepted", error=str(error))
-                await asyncio.sleep(PAUSE_S)  # out of descriptors: no spin
-            else:
-                self._start(self._serve_worker(connection))
+    async def _accept(self) -> None:
+        with socket.socket(fileno=self._spec.listen_fd) as listener:
+            while True:
+                try:
+                    connection, _ = await asyncio.get_running_loop().sock_accept(listener)
+                except OSError as error:
+                    self.log.error("no connection accepted", error=str(error))
+                    await asyncio.sleep(PAUSE_S)  # out of descriptors: no spin
+                else:
+                    self._start(self._serve_worker(connection))
 
     async def _serve_worker(self, connection: socket.socket) -> None:
         reader, writer = await asyncio.open_unix_connection(sock=connection)
@@ -127,7 +131,8 @@ class Router:
                     self._start(self._reply(request, writer, room))
         except (ProtocolViolationError, OSError) as error:
             self.log.warning("connection closed", error=str(error))
-        writer.close()
+        finally:
+            writer.close()
 
     async def _reply(self, request: Request, writer: asyncio.StreamWriter, room: asyncio.Semaphore) -> None:
         try:
@@ -136,6 +141,9 @@ class Router:
             if isinstance(error, SchemasUnusableError):
                 self.log.error("schemas unusable", error=error.detail)
             frame = encode_error(request.msgid, error)
+            if isinstance(error, BrokenError):
+                writer.write(frame)
+                os._exit(SyncFailedError.exit_status or 1)
         except Exception:
             self.log.exception("a bug", method=request.method)
             frame = encode_error(request.msgid, InternalError("see the daemon's log"))

@@ -7,6 +7,8 @@ Invariants
 - A file is durable under its name before the first n of its coordinator is drawn. So a missing file of a coordinator
   that has counted is a loss, and refused; nothing ever begins anew by itself.
 - Content, version and digest stand in one transaction, synced before anybody is told. A row is never changed.
+- The first failed write or sync ends the process, without closing the file (BrokenError). Its successor writes the log
+  again before it reads it: what the page cache shows may not be on the disk.
 - One registration of a coordinator at a time: of two for the same schema the second finds the first.
 - Only the thread of files touches them: a hanging disk hangs that thread.
 """
@@ -49,6 +51,7 @@ NAME_BYTES_MAX = 4096
 PAGE_ROWS = 256
 PAGE_BYTES = 40_000
 """After so much a list goes on in another reply, which has to fit a frame of 64 KiB."""
+COPY_BYTES = 1 << 20
 LOCK_PATIENCE_S = 1.0
 """How long a backup that an operator makes may hold a file."""
 
@@ -74,7 +77,7 @@ Ask = Callable[[int, str, list[Any]], Awaitable[Any]]
 
 
 class BrokenError(SchemasUnusableError):
-    """The file could not be read or written. What a failed write or sync left behind is not known."""
+    """A write or sync of an open file failed. What it left behind is not known: this process must end at once."""
 
 
 class Identity(NamedTuple):
@@ -123,6 +126,7 @@ class Store:
         self._path = path
         self._coordinator = identity.coordinator
         with converted(path):
+            settle(path)
             uri = f"file:{urllib.parse.quote(path)}?mode=rw"
             self._db = sqlite3.connect(uri, uri=True, timeout=LOCK_PATIENCE_S, isolation_level=None)
             try:
@@ -160,8 +164,8 @@ class Store:
     def insert(self, id: int, subject: Name, type: str, digest: bytes, content: Name) -> None:
         """Durable when it returns."""
         if not self._is_in_place():
-            raise BrokenError(f"{self._path} was taken away")
-        with converted(self._path), self._transaction():
+            raise SchemasUnusableError(f"{self._path} was taken away")
+        with converted(self._path, BrokenError), self._transaction():
             if self._db.execute("SELECT 1 FROM schemas WHERE id = ?", (id,)).fetchone():
                 raise SchemasUnusableError(
                     f"{self._path} has id {id} already: the counter of coordinator {self._coordinator} was set back",
@@ -252,9 +256,19 @@ def create(path: str, identity: Identity) -> None:
         manifest.sync_directory(os.path.dirname(path))
 
 
+def settle(path: str) -> None:
+    """Writes the log of a dead process again, in place, and syncs it: nothing else makes up for a failed sync."""
+    manifest.sync_directory(os.path.dirname(path))
+    with contextlib.suppress(FileNotFoundError), open(f"{path}-wal", "r+b", buffering=0) as log:
+        at = 0
+        while chunk := os.pread(log.fileno(), COPY_BYTES, at):
+            at += os.pwrite(log.fileno(), chunk, at)
+        os.fsync(log.fileno())
+
+
 @contextlib.contextmanager
-def converted(path: str) -> Iterator[None]:
-    """What SQLite and the kernel refuse becomes an error of ours."""
+def converted(path: str, otherwise: type[SchemasUnusableError] = SchemasUnusableError) -> Iterator[None]:
+    """What SQLite and the kernel refuse becomes an error of ours: a full disk, a locked file, or `otherwise`."""
     try:
         yield
     except sqlite3.Error as error:
@@ -263,11 +277,11 @@ def converted(path: str) -> Iterator[None]:
             raise StorageFullError(path) from error
         if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
             raise UnavailableError(f"{path} is locked by another program") from error
-        raise BrokenError(f"{path}: {error}") from error
+        raise otherwise(f"{path}: {error}") from error
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise StorageFullError(path) from error
-        raise BrokenError(f"{path}: {error.strerror}") from error
+        raise otherwise(f"{path}: {error.strerror}") from error
 
 
 class Registry:
@@ -325,8 +339,6 @@ class Registry:
     async def _opened(self) -> Store | None:
         """None: nothing was ever registered here."""
         async with self._opening:
-            if self._broken is not None:
-                raise self._broken
             if self._store is None:
                 if await self._run(os.path.lexists, self._path):
                     self._store = await self._run(Store, self._path, self._identity)
@@ -343,9 +355,8 @@ class Registry:
         return True
 
     async def close(self) -> None:
-        store, self._store = self._store, None
-        if store is not None:
-            await self._run(store.close)
+        if self._store is not None:
+            await self._run(self._store.close)
 
     async def _made(self) -> Store:
         await self._run(create, self._path, self._identity)
@@ -354,12 +365,13 @@ class Registry:
         return store
 
     async def _run(self, function: Callable[..., T], *args: Any) -> T:
-        """In the thread of files. The first failure of an open file is final, until this process is replaced."""
+        """In the thread of files."""
+        if self._broken is not None:
+            raise self._broken
         try:
             return await asyncio.get_running_loop().run_in_executor(self._files, function, *args)
         except BrokenError as error:
-            if self._store is not None:
-                self._broken = error
+            self._broken = error
             raise
 
 

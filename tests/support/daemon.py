@@ -130,7 +130,8 @@ class Daemon:
             return
         self.process.send_signal(signal.SIGSTOP)  # so that it forks no more
         wait_until(lambda: stopped(self.pid), "a supervisor that stands still")
-        pidfds = [os.pidfd_open(pid) for pid in (self.pid, *children(self.pid))]
+        # Itself last: a child that sees it gone stops cleanly.
+        pidfds = [os.pidfd_open(pid) for pid in (*children(self.pid), self.pid)]
         for pidfd in pidfds:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(pidfd, signal.SIGKILL)
