@@ -227,7 +227,8 @@ def test_hex_examples_decode(request_: Example, reply: Example) -> None:
 
 
 def test_a_real_daemon_answers_in_the_shape_shown() -> None:
-    with short_directory() as directory, Daemon(directory, coordinators=1) as daemon:
+    settings = {"host": {"name": "a"}}  # as in the examples
+    with short_directory() as directory, Daemon(directory, coordinators=1, settings=settings) as daemon:
         for request, reply in EXCHANGES:
             answer = asked(daemon.socket, request.data)
             assert shape(answer[3]) == shape(reply.meaning[3]), request.meaning
