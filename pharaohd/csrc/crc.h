@@ -9,6 +9,7 @@
 #include <stdint.h>
 #include <string.h>
 
+#define PH_CRC32C 0x82f63b78    /* the polynomial, reflected */
 #define PH_CRC_START UINT32_MAX /* the value before the first byte; the checksum is the complement of that at the end */
 
 static inline uint32_t ph_crc_more(uint32_t polynomial, uint32_t crc, const void *data, size_t length) {
@@ -45,7 +46,7 @@ static inline uint32_t ph_crc32c_more(uint32_t crc, const void *data, size_t len
         return ph_crc32c_by_processor(crc, data, length);
     }
 #endif
-    return ph_crc_more(0x82f63b78, crc, data, length);
+    return ph_crc_more(PH_CRC32C, crc, data, length);
 }
 
 static inline uint32_t ph_crc32c(const void *data, size_t length) {

@@ -87,6 +87,20 @@ static void test_index(void) {
     CHECK(ph_counters_find(&counters, PH_KIND_OFFSET, name_of(0, text)) == NULL);
 }
 
+/* Many enough that some have the same hash; they are of one length and begin alike. */
+static void test_names_of_the_same_hash(void) {
+    struct ph_counters counters;
+    uint8_t text[8] = "name";
+    ph_counters_init(&counters);
+    for (uint32_t i = 0; i < 300000; i++) {
+        memcpy(text + 4, &i, sizeof i);
+        struct ph_bytes name = {text, sizeof text};
+        CHECK(ph_counters_find(&counters, PH_KIND_OFFSET, name) == NULL);
+        REQUIRE(ph_counters_add(&counters, PH_KIND_OFFSET, name, i) != NULL);
+    }
+    ph_counters_free(&counters);
+}
+
 /* The same name in each kind is another counter. */
 static void test_kinds(void) {
     struct ph_counters counters;
@@ -412,6 +426,29 @@ static void test_replay(void) {
     }
 }
 
+/* A counter's own record says all of it: also that it has no sessions. */
+static void test_a_counter_written_down_anew(void) {
+    uint8_t record[64];
+    struct ph_counters lived, replayed;
+    struct records records = {NULL, 0, 0};
+    struct ph_bytes name = {(const uint8_t *)"p", 1};
+    struct ph_session session = session_of(9, 1, 1);
+    ph_counters_init(&lived);
+    ph_counters_init(&replayed);
+    struct ph_counter *counter = ph_counters_add(&lived, PH_KIND_OFFSET, name, 3);
+    size_t length = ph_record_counter(record, counter);
+    REQUIRE(ph_counter_remember(&lived, counter, &session) == 0);
+    records.length = ph_record_counter(room_in(&records, PH_COUNTER_RECORDS_MAX), counter);
+    CHECK_EQ_U64(apply(&replayed, &records), 0);
+    CHECK_EQ_U64(judge(ph_counters_at(&replayed, 0), 9, 1, 1), PH_TOKEN_REPEATED);
+    CHECK_EQ_U64(ph_counters_apply(&replayed, record, length), 0);
+    CHECK_EQ_U64(judge(ph_counters_at(&replayed, 0), 9, 1, 1), PH_TOKEN_NEW);
+    CHECK_EQ_U64(replayed.live_bytes, length);
+    free(records.data);
+    ph_counters_free(&lived);
+    ph_counters_free(&replayed);
+}
+
 /* What one counter takes when it is written down. */
 static void test_the_largest_counter(void) {
     static uint8_t out[2 * PH_COUNTER_RECORDS_MAX];
@@ -593,11 +630,13 @@ static void test_out_of_memory(void) {
 int main(void) {
     random_state = random_start();
     RUN(test_index);
+    RUN(test_names_of_the_same_hash);
     RUN(test_kinds);
     RUN(test_hashes_of_clients);
     RUN(test_sessions);
     RUN(test_the_rules_of_tokens);
     RUN(test_replay);
+    RUN(test_a_counter_written_down_anew);
     RUN(test_the_largest_counter);
     RUN(test_a_counter_without_a_name);
     RUN(test_malformed_records);
