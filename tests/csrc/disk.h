@@ -27,6 +27,7 @@
 #define DISK_SECTOR 512
 #define DISK_FILES 8
 #define DISK_NONE (-1)
+#define DISK_BATCHES 2
 
 enum disk_name { DISK_BASE, DISK_NEXT, DISK_NAMES };
 
@@ -60,11 +61,11 @@ static struct {
     int64_t room;       /* by so much may files grow; negative: without end */
     int fail_write, short_write, fail_sync, no_fallocate;
     off_t unreadable_from; /* negative: all can be read */
-    uint64_t held;         /* syncs wait for `may_return` */
+    uint64_t held;         /* 1: syncs wait for `may_return`; DISK_BATCHES: those of batches do */
     sem_t entered, may_return;
 
     /* What happened. */
-    int dead;
+    int dead, wrote_batch;
     uint64_t calls, writes, syncs, directory_syncs;
 } disk = {.mutex = PTHREAD_MUTEX_INITIALIZER};
 
@@ -275,6 +276,7 @@ static inline int disk_grow(int fd, size_t end) {
 
 static inline ssize_t disk_do_write(int fd, const void *data, size_t length, off_t offset, int last) {
     int file = disk_file_of(fd);
+    disk.wrote_batch = length >= DISK_SECTOR && memcmp(data, "BTCH", 4) == 0;
     size_t part = last || disk.short_write ? disk_random(length) : length;
     if (disk.fail_write) {
         errno = EIO;
@@ -347,7 +349,11 @@ static inline int disk_do_sync(int fd, int last) {
 
 static inline int disk_sync(int fd) {
     int last;
-    if (ph_load_relaxed(&disk.held)) {
+    disk_lock();
+    int wrote_batch = disk.wrote_batch;
+    disk_unlock();
+    uint64_t held = ph_load_relaxed(&disk.held);
+    if (held == 1 || (held == DISK_BATCHES && wrote_batch)) {
         sem_post(&disk.entered);
         while (sem_wait(&disk.may_return) != 0) {
         }

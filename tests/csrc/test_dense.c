@@ -587,7 +587,7 @@ static void start_afresh(void) {
 
 /* Hands over what was collected, and holds it at its sync. */
 static void hand_over_and_hold(void) {
-    ph_store_relaxed(&disk.held, 1);
+    ph_store_relaxed(&disk.held, DISK_BATCHES);
     round_of_loop();
     sem_wait(&disk.entered);
 }
@@ -659,6 +659,37 @@ static void test_what_is_admitted_fits(void) {
         }
         die();
     }
+}
+
+/* F9, F35: who is told that the disk hangs asks again, and has no answer either before the first request is durable. */
+static void test_a_retry_after_a_stall(void) {
+    struct name name = new_name(1, 20);
+    uint64_t stall_ms_max = worker.config.stall_ms_max;
+    start_afresh();
+    drain();
+    CHECK_EQ_U64(ask(CLIENTS, &name, 1, 0, 0).now, 0);
+    hand_over_and_hold();
+    CHECK_EQ_U64(ask(CLIENTS, &name, 3, 77, 1).now, 0);
+    worker.config.stall_ms_max = 1000;
+    worker.monotonic_ns += UINT64_C(2000000000);
+    round_of_loop();
+    CHECK_EQ_U64(worker.dense->count, 0); /* both have been told */
+    CHECK_EQ_U64(ask(CLIENTS, &name, 3, 77, 1).error, PH_ERR_CEILING_STALLED);
+    sem_post(&disk.may_return);
+    await_commit();
+    round_of_loop();
+    sem_wait(&disk.entered); /* the second one's batch */
+    struct answer answer = ask(CLIENTS, &name, 3, 77, 1);
+    CHECK_EQ_U64(answer.outcome, PH_DONE);
+    CHECK_EQ_U64(answer.now, 0);
+    round_of_loop();
+    CHECK_EQ_U64(worker.dense->count, 1);
+    let_go();
+    round_of_loop();
+    CHECK_EQ_U64(worker.dense->count, 0);
+    CHECK_EQ_U64(ask(CLIENTS, &name, 1, 77, 1).error, PH_ERR_BAD_REQUEST); /* the same token for another count */
+    worker.config.stall_ms_max = stall_ms_max;
+    die();
 }
 
 /* However much is counted meanwhile, a rewrite comes to its end. */
@@ -798,6 +829,7 @@ int main(void) {
     RUN(test_random_lives);
     RUN(test_crashes_while_rewriting);
     RUN(test_what_is_admitted_fits);
+    RUN(test_a_retry_after_a_stall);
     RUN(test_a_rewrite_ends_under_load);
     RUN(test_another_journal_is_refused);
     RUN(test_files_that_do_not_fit_are_refused);
