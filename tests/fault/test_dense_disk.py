@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 
 import libpharaoh
+from libpharaoh._framing import encode_request
 from libpharaoh.errors import (
     CeilingStalledError,
     CountersCorruptError,
@@ -154,6 +156,34 @@ def test_a_hanging_disk_stalls_counting_alone(directory: Path) -> None:
                 client_process.finish()
             assert daemon.worker_pids() == pids
             check_counted(daemon.socket, arena.ledgers(), at_least=20)
+
+
+@pytest.mark.root
+@pytest.mark.skipif(MISSING is not None, reason=f"needs {MISSING}")
+def test_who_hung_up_while_the_disk_hung_is_answered_nowhere(directory: Path) -> None:
+    """F9, F41: the replies of clients that are gone reach no other client, neither in time nor late."""
+    with loop_fs(directory) as file_system:
+        daemon = Daemon(directory, state_dir=file_system.mount_point / "state", settings=SETTINGS)
+        with daemon, contextlib.ExitStack() as later:
+            with asking(daemon.own_socket(0)) as ask:  # there is a journal
+                assert ask("assign_offset", ON_0) == 0
+            wait_until(lambda: daemon.worker(0).connections == 0, "nobody is connected")
+            try:
+                file_system.freeze()
+                for number in range(50):
+                    with socket.socket(socket.AF_UNIX) as sock:
+                        sock.connect(daemon.own_socket(0))
+                        sock.sendall(encode_request(1000 + number, "assign_offset", ["part-4"]))
+                wait_until(lambda: daemon.worker(0).connections == 0, "the worker sees that they are gone")
+                asks = [later.enter_context(asking(daemon.own_socket(0))) for _ in range(50)]
+                assert [ask("ping") for ask in asks] == ["pong"] * 50
+                time.sleep(0.4)  # now they are given up
+                assert [ask("ping") for ask in asks] == ["pong"] * 50
+            finally:
+                file_system.thaw()
+            assert count(daemon, ON_0, 0) == 1
+            assert sorted(ask("assign_offset", ON_0) for ask in asks) == list(range(2, 52))
+            assert daemon.worker(0).restart_count == 0
 
 
 @pytest.mark.root

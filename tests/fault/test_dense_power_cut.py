@@ -66,7 +66,7 @@ def test_what_was_acknowledged_survives(
         counters([daemon.socket], directory, ["plain"] * 3, PLAIN) as plain,
     ):
         arena = Arena(daemon, [*exact, *plain])
-        for _ in range(max(2, round(10 * effort))):
+        for _ in range(max(2, round(6 * effort))):
             time.sleep(rng.uniform(0, 0.3))
             cut(daemon, file_system, rng.choice((0, 0, rng.uniform(0, 0.1))))
             daemon.start()
@@ -88,7 +88,7 @@ def test_cuts_in_the_middle_of_a_rewrite(
             long_to_rewrite(ask)
         with flooded(daemon.socket), counters([daemon.socket], directory, ["token"] * 3, EXACT) as clients:
             arena = Arena(daemon, clients)
-            for _ in range(max(2, round(8 * effort))):
+            for _ in range(max(2, round(5 * effort))):
                 wait_until(lambda: not following.exists(), "the end of a rewrite")
                 wait_until(following.exists, "a rewrite")
                 time.sleep(rng.choice((0, rng.uniform(0, 0.03))))
@@ -134,7 +134,7 @@ def test_a_cut_at_each_step_of_the_first_counting(directory: Path, file_system: 
         after = shim.steps()
     assert after - before > 8, "the steps of a first journal are not seen"
     most = 0
-    for cut_at in range(before, after + 3):
+    for cut_at in range(before, after + 2):
         file_system.unmount()
         file_system.make()
         file_system.mount()
