@@ -22,6 +22,7 @@ from pharaohd.stats import Reader, WorkerState, WorkerStats, page_name, unlink
 
 ROOT = Path(__file__).parents[2]
 WATCHDOG_S = 30.0
+SERVING = '"event": "serving"'
 
 Settings = Mapping[str, Mapping[str, object]]
 
@@ -97,9 +98,11 @@ class Daemon:
         return self.process
 
     def start(self) -> None:
-        """Returns once every worker is live."""
+        """Returns once it serves: every worker is live, and the router ready. Before that any failure would stop it."""
+        served = self.log().count(SERVING)
         self.spawn()
         self.wait_live()
+        wait_until(lambda: self.log().count(SERVING) > served, "the daemon serves")
 
     def live(self) -> bool:
         """Whether every worker serves."""
