@@ -10,6 +10,8 @@
 #include "ph_errors.h"
 #include "syncer.h"
 
+#define RETRY_NS UINT64_C(1000000000) /* to lengthen a file takes long on a disk that is full */
+
 struct work {
     uint8_t *batch;
     size_t length;
@@ -74,6 +76,7 @@ static int make_room(struct ph_committer *committer, struct ph_fault *fault) {
     int code = journal->fd < 0 ? ph_journal_create(journal, committer->path, &committer->identity, 0, 1, fault)
                                : ph_journal_grow(journal, fault);
     ph_store_relaxed(&committer->full, code == PH_ERR_STORAGE_FULL);
+    committer->room_again_ns = code == PH_ERR_STORAGE_FULL ? monotonic_ns() + RETRY_NS : 0;
     return code == PH_ERR_STORAGE_FULL ? 0 : code;
 }
 
@@ -120,7 +123,9 @@ static int carry_out(struct ph_committer *committer, const struct work *work) {
             tell(committer);
         }
     }
-    code = code != 0 ? code : make_room(committer, &fault);
+    if (code == 0 && (work->length == 0 || monotonic_ns() >= committer->room_again_ns)) {
+        code = make_room(committer, &fault);
+    }
     if (code != 0) {
         committer->on_failure(&fault);
         return -1;

@@ -38,8 +38,9 @@ struct ph_committer {
     struct ph_identity identity;
     char path[512];
     void (*on_failure)(const struct ph_fault *fault);
-    int event_fd;     /* readable after each batch */
-    uint64_t spin_ns; /* how long the thread looks for the next batch before it sleeps */
+    uint64_t room_again_ns; /* when to try again after a disk was full */
+    int event_fd;           /* readable after each batch */
+    uint64_t spin_ns;       /* how long the thread looks for the next batch before it sleeps */
 
     pthread_t thread;
     pthread_mutex_t mutex;
