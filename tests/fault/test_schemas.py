@@ -7,7 +7,8 @@ import random
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,16 @@ def daemon(directory: Path, file_system: LoopFs) -> Iterator[Daemon]:
     one.kill()
 
 
+def told_before_a_cut(file_system: LoopFs, daemon: Daemon, ledgers: Sequence[Path]) -> list[Answer]:
+    """Cuts the power. A sync that is under way in that moment may be reported as done although its data is gone: ext4
+    says so to anybody. With the power gone nobody would hear of it, so what is told afterwards does not count.
+    """
+    told = read(ledgers)
+    file_system.cut()
+    daemon.kill()
+    return told
+
+
 def test_what_was_told_survives_cuts(
     directory: Path, file_system: LoopFs, daemon: Daemon, rng: random.Random, effort: float
 ) -> None:
@@ -57,10 +68,7 @@ def test_what_was_told_survives_cuts(
         with registrars(daemon.socket, directory, f"faulty-{turn}", 4) as ledgers:
             wait_until(lambda: len(read(ledgers)) > 20, "answers")
             time.sleep(rng.uniform(0, 0.4))
-            file_system.cut()
-            # What is told from now on was synced before, or is not told at all.
-            daemon.kill()
-        answers += read(ledgers)
+            answers += told_before_a_cut(file_system, daemon, ledgers)
         file_system.remount()
         daemon.start()
         with libpharaoh.connect(daemon.socket, timeout=30) as client:
@@ -78,11 +86,10 @@ def test_cuts_while_the_first_schemas_are_registered(
         file_system.mount()
         daemon.start()
         with registrars(daemon.socket, directory, f"faulty-first-{turn}", 2, subjects=2) as ledgers:
-            wait_until(lambda: any(ledger.exists() for ledger in ledgers), "clients at work")
+            # In turn: around the first registration, wherever it happens to be, and soon after the first answer.
+            wait_until(partial(read if turn % 2 else existing, ledgers), "clients at work")
             time.sleep(rng.uniform(0, 0.06))
-            file_system.cut()
-            daemon.kill()
-        answers = read(ledgers)
+            answers = told_before_a_cut(file_system, daemon, ledgers)
         told += len(answers)
         file_system.remount()
         daemon.start()
@@ -90,7 +97,11 @@ def test_cuts_while_the_first_schemas_are_registered(
             check(answers, client, COORDINATORS, at_least=0)
             client.register_schema("s", "afterwards")
         assert daemon.stop() == 0
-    assert told, "no cut came after the first answer"
+    assert told >= turn // 2, "a cut came before the first answer"
+
+
+def existing(ledgers: Sequence[Path]) -> list[Path]:
+    return [ledger for ledger in ledgers if ledger.exists()]
 
 
 def test_a_full_disk_is_an_error_until_there_is_room(file_system: LoopFs, daemon: Daemon) -> None:
