@@ -5,7 +5,16 @@ from __future__ import annotations
 import os
 import random
 
+import hypothesis
 import pytest
+
+# Neither a slow machine nor an unlucky seed is a failure: hypothesis is not to judge how long a test takes.
+hypothesis.settings.register_profile(
+    "house",
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.data_too_large],
+)
+hypothesis.settings.load_profile("house")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

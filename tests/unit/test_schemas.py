@@ -308,12 +308,18 @@ def test_a_list_is_in_order_over_all_coordinators(host: Host) -> None:
     assert host.list("nobody's") == []
 
 
+def long_subject(byte: int, length: int) -> bytes:
+    return bytes([byte]) * length
+
+
 @hypothesis_settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=25,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(
     st.lists(
-        st.tuples(st.binary(max_size=3) | st.binary(min_size=4090, max_size=4096), st.integers(0, 3)),
+        st.tuples(st.binary(max_size=3) | st.builds(long_subject, st.integers(0, 255), st.integers(4090, 4096)), st.integers(0, 3)),
         max_size=60, unique=True,
     )
 )  # fmt: skip
