@@ -308,8 +308,7 @@ def test_a_list_is_in_order_over_all_coordinators(host: Host) -> None:
     assert host.list("nobody's") == []
 
 
-def long_subject(byte: int, length: int) -> bytes:
-    return bytes([byte]) * length
+long_subjects = st.builds(lambda byte, length: bytes([byte]) * length, st.integers(0, 255), st.integers(4090, 4096))
 
 
 @hypothesis_settings(
@@ -319,7 +318,7 @@ def long_subject(byte: int, length: int) -> bytes:
 )
 @given(
     st.lists(
-        st.tuples(st.binary(max_size=3) | st.builds(long_subject, st.integers(0, 255), st.integers(4090, 4096)), st.integers(0, 3)),
+        st.tuples(st.binary(max_size=3) | long_subjects, st.integers(0, 3)),
         max_size=60, unique=True,
     )
 )  # fmt: skip
