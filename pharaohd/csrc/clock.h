@@ -15,6 +15,7 @@
 #define PH_CLOCK_H
 
 #include <stdint.h>
+#include <time.h>
 
 struct ph_clock_source {
     /* Both in nanoseconds: CLOCK_REALTIME since 1970, CLOCK_BOOTTIME since boot. */
@@ -45,6 +46,13 @@ struct ph_clock {
     uint64_t steps_back; /* backward steps of the wall clock of more than a millisecond */
     int accept_jump;
 };
+
+/* For durations and deadlines: nobody sets this one. */
+static inline uint64_t ph_monotonic_ns(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * UINT64_C(1000000000) + (uint64_t)now.tv_nsec;
+}
 
 /* The system's clocks, plus a signed offset in nanoseconds read from *context when it is not NULL (for tests). */
 void ph_clock_read_system(void *context, int64_t *realtime_ns, int64_t *boottime_ns);

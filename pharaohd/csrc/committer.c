@@ -3,7 +3,6 @@
 
 #include <sched.h>
 #include <stdio.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "ph_atomic.h"
@@ -18,18 +17,12 @@ struct work {
     enum ph_rewrite rewrite;
 };
 
-static uint64_t monotonic_ns(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * UINT64_C(1000000000) + (uint64_t)now.tv_nsec;
-}
-
 void ph_journal_next_path(char *out, size_t capacity, const char *path) { snprintf(out, capacity, "%s.next", path); }
 
 /* Who has just committed is likely to be asked again at once: looks for that for a moment before it sleeps. */
 static void look_for_work(const struct ph_committer *committer) {
-    uint64_t until_ns = monotonic_ns() + committer->spin_ns;
-    while (!ph_load_relaxed(&committer->pending) && monotonic_ns() < until_ns) {
+    uint64_t until_ns = ph_monotonic_ns() + committer->spin_ns;
+    while (!ph_load_relaxed(&committer->pending) && ph_monotonic_ns() < until_ns) {
         sched_yield();
     }
 }
@@ -76,7 +69,7 @@ static int make_room(struct ph_committer *committer, struct ph_fault *fault) {
     int code = journal->fd < 0 ? ph_journal_create(journal, committer->path, &committer->identity, 0, 1, fault)
                                : ph_journal_grow(journal, fault);
     ph_store_relaxed(&committer->full, code == PH_ERR_STORAGE_FULL);
-    committer->room_again_ns = code == PH_ERR_STORAGE_FULL ? monotonic_ns() + RETRY_NS : 0;
+    committer->room_again_ns = code == PH_ERR_STORAGE_FULL ? ph_monotonic_ns() + RETRY_NS : 0;
     return code == PH_ERR_STORAGE_FULL ? 0 : code;
 }
 
@@ -101,7 +94,7 @@ static void tell(struct ph_committer *committer) {
 }
 
 static void note_time(struct ph_committer *committer, uint64_t started_ns) {
-    uint64_t took_ns = monotonic_ns() - started_ns;
+    uint64_t took_ns = ph_monotonic_ns() - started_ns;
     ph_store_relaxed(&committer->commit_count, ph_load_relaxed(&committer->commit_count) + 1);
     ph_store_relaxed(&committer->sync_ns_last, took_ns);
     if (took_ns > ph_load_relaxed(&committer->sync_ns_max)) {
@@ -114,7 +107,7 @@ static int carry_out(struct ph_committer *committer, const struct work *work) {
     struct ph_fault fault;
     int code = 0;
     if (work->length > 0) {
-        uint64_t started_ns = monotonic_ns();
+        uint64_t started_ns = ph_monotonic_ns();
         code = commit(committer, work, &fault);
         note_time(committer, started_ns);
         publish_room(committer);
@@ -123,7 +116,7 @@ static int carry_out(struct ph_committer *committer, const struct work *work) {
             tell(committer);
         }
     }
-    if (code == 0 && (work->length == 0 || monotonic_ns() >= committer->room_again_ns)) {
+    if (code == 0 && (work->length == 0 || ph_monotonic_ns() >= committer->room_again_ns)) {
         code = make_room(committer, &fault);
     }
     if (code != 0) {

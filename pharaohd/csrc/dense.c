@@ -24,10 +24,6 @@
 static_assert(2 * BATCH_LIMIT + PH_OBELISK_PAGE <= PH_JOURNAL_GROWTH_MIN, "a batch that is handed over always fits");
 static_assert(PH_COUNTER_RECORDS_MAX <= COPY_RESERVE, "there is always room to copy one");
 
-static uint64_t sectors(uint64_t length) {
-    return (length + PH_OBELISK_SECTOR - 1) / PH_OBELISK_SECTOR * PH_OBELISK_SECTOR;
-}
-
 /* --- a life */
 
 static int visit(void *counters, const uint8_t *records, size_t length) {
@@ -192,7 +188,7 @@ int ph_dense_is_committing(const struct ph_dense *dense) {
 static size_t room(const struct ph_dense *dense, size_t limit) {
     int committing = ph_dense_is_committing(dense); /* before `room`: one that is older still holds what it took */
     uint64_t file = ph_load_relaxed(&dense->committer.room);
-    uint64_t taken = sectors(dense->length) + (committing ? sectors(dense->in_flight_length) : 0);
+    uint64_t taken = ph_journal_sectors(dense->length) + (committing ? ph_journal_sectors(dense->in_flight_length) : 0);
     uint64_t in_file = file > taken ? file - taken : 0;
     uint64_t in_batch = limit > dense->length ? limit - dense->length : 0;
     return (size_t)(in_file < in_batch ? in_file : in_batch);

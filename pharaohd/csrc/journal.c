@@ -46,10 +46,6 @@ static_assert(offsetof(struct header_sector, crc) == PH_OBELISK_SECTOR - 4, "the
 static_assert(sizeof(struct batch_head) == PH_BATCH_HEAD, "part of the journal's version");
 static_assert(PH_JOURNAL_GROWTH_MIN % PH_OBELISK_PAGE == 0, "the file grows by pages");
 
-static uint64_t sectors(uint64_t length) {
-    return (length + PH_OBELISK_SECTOR - 1) / PH_OBELISK_SECTOR * PH_OBELISK_SECTOR;
-}
-
 static uint32_t batch_crc(const uint8_t *batch, uint32_t length) {
     struct batch_head head;
     memcpy(&head, batch, sizeof head);
@@ -235,7 +231,7 @@ static int read_batches(struct ph_journal *journal, struct window *window, ph_jo
         }
         journal->number = head.number;
         journal->last_at = journal->at;
-        journal->at += sectors(head.length);
+        journal->at += ph_journal_sectors(head.length);
     }
     for (uint64_t at = journal->at; at < journal->bytes; at += PH_OBELISK_SECTOR) {
         if (whole_batch(journal, window, at, journal->number + 1, &head) != NULL) {
@@ -307,7 +303,7 @@ static int put(struct ph_journal *journal, const uint8_t *data, uint64_t length,
 static int is_last_batch(const struct ph_journal *journal, const uint8_t *batch, uint64_t length) {
     struct batch_head head;
     memcpy(&head, batch, sizeof head);
-    return head.number == journal->number && head.length >= sizeof head && sectors(head.length) == length &&
+    return head.number == journal->number && head.length >= sizeof head && ph_journal_sectors(head.length) == length &&
            batch_crc(batch, head.length) == head.crc;
 }
 
@@ -332,7 +328,7 @@ int ph_journal_settle(struct ph_journal *journal, struct ph_fault *fault) {
 }
 
 int ph_journal_append(struct ph_journal *journal, uint8_t *batch, size_t length, struct ph_fault *fault) {
-    uint64_t whole = sectors(length);
+    uint64_t whole = ph_journal_sectors(length);
     struct batch_head head = {
         .magic = BATCH_MAGIC, .length = (uint32_t)length, .number = journal->number + 1, .id = journal->id};
     assert(length >= sizeof head && length <= PH_BATCH_BYTES_MAX && whole <= ph_journal_room(journal));

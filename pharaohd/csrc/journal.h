@@ -71,6 +71,11 @@ int ph_journal_grow(struct ph_journal *journal, struct ph_fault *fault);
 int ph_journal_rename(struct ph_journal *journal, const char *path, struct ph_fault *fault);
 void ph_journal_close(struct ph_journal *journal);
 
+/* What a batch of so many bytes takes: each begins at a sector of its own. */
+static inline uint64_t ph_journal_sectors(uint64_t length) {
+    return (length + PH_OBELISK_SECTOR - 1) / PH_OBELISK_SECTOR * PH_OBELISK_SECTOR;
+}
+
 /* How much room batches have, their padding included. */
 static inline uint64_t ph_journal_room(const struct ph_journal *journal) { return journal->bytes - journal->at; }
 

@@ -1,5 +1,4 @@
 /* Time, ceiling, ids: what a worker may issue at the moment. */
-#include <time.h>
 
 #include "ph_errors.h"
 #include "worker.h"
@@ -14,15 +13,9 @@
 #define RESERVE_SHARE 8
 #define RESERVE_NS UINT64_C(1000000000)
 
-static uint64_t monotonic_ns(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * UINT64_C(1000000000) + (uint64_t)now.tv_nsec;
-}
-
 void ph_worker_refresh_time(struct ph_worker *worker) {
     worker->virtual_ns = ph_clock_advance(&worker->clock);
-    worker->monotonic_ns = monotonic_ns();
+    worker->monotonic_ns = ph_monotonic_ns();
     int64_t since_epoch_ms = worker->virtual_ns / NS_PER_MS - (int64_t)worker->issuer.layout.epoch_ms;
     worker->now_ms = since_epoch_ms > 0 ? (uint64_t)since_epoch_ms : 0;
 }

@@ -2,17 +2,10 @@
 #include "syncer.h"
 
 #include <stdio.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "ph_atomic.h"
 #include "ph_errors.h"
-
-static uint64_t monotonic_ns(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * UINT64_C(1000000000) + (uint64_t)now.tv_nsec;
-}
 
 void ph_end_process(const struct ph_fault *fault) {
     const struct ph_error_info *info = ph_error_info(fault->code);
@@ -43,13 +36,13 @@ static void *sync_thread(void *argument) {
     pthread_setname_np(pthread_self(), "sync");
     while (next_request(syncer, &ceiling, &sample)) {
         struct ph_fault fault;
-        uint64_t started_ns = monotonic_ns();
+        uint64_t started_ns = ph_monotonic_ns();
         if (ph_obelisk_check_path(syncer->obelisk, &fault) != 0 ||
             ph_obelisk_write(syncer->obelisk, ceiling, &sample, 0, &fault) != 0) {
             syncer->on_failure(&fault);
             return NULL;
         }
-        uint64_t took_ns = monotonic_ns() - started_ns;
+        uint64_t took_ns = ph_monotonic_ns() - started_ns;
         ph_store_relaxed(&syncer->sync_ns_last, took_ns);
         if (took_ns > ph_load_relaxed(&syncer->sync_ns_max)) {
             ph_store_relaxed(&syncer->sync_ns_max, took_ns);

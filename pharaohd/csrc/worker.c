@@ -273,12 +273,6 @@ static int sleep_for_events(struct ph_worker *worker, struct epoll_event *events
     return epoll_wait(worker->epoll_fd, events, EVENTS_PER_WAIT, (int)((ns + NS_PER_MS - 1) / NS_PER_MS));
 }
 
-static uint64_t monotonic_ns(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * HEARTBEAT_NS + (uint64_t)now.tv_nsec;
-}
-
 static int is_committing(const struct ph_worker *worker) {
     return worker->dense != NULL && ph_dense_is_committing(worker->dense);
 }
@@ -298,7 +292,7 @@ static int watch(struct ph_worker *worker, struct epoll_event *events) {
         until_ns = start_ns + worker->config.spin_us * 1000;
     }
     int count = 0;
-    for (uint64_t now_ns = start_ns; count == 0 && now_ns < until_ns; now_ns = monotonic_ns()) {
+    for (uint64_t now_ns = start_ns; count == 0 && now_ns < until_ns; now_ns = ph_monotonic_ns()) {
         sched_yield();
         count = epoll_wait(worker->epoll_fd, events, EVENTS_PER_WAIT, 0);
         if (committing && !is_committing(worker)) {
@@ -315,7 +309,7 @@ static int wait_for_events(struct ph_worker *worker, struct epoll_event *events)
         count = sleep_for_events(worker, events);
     }
     if (!committing && count > 0) {
-        worker->last_wait_ns = monotonic_ns() - worker->monotonic_ns;
+        worker->last_wait_ns = ph_monotonic_ns() - worker->monotonic_ns;
     }
     return count;
 }
