@@ -1,12 +1,16 @@
-"""What every test may use: `--seed`, `--effort`, and the mark `root`."""
+"""What every test may use: `--seed`, `--effort`, `directory`, and the mark `root`."""
 
 from __future__ import annotations
 
 import os
 import random
+from collections.abc import Iterator
+from pathlib import Path
 
 import hypothesis
 import pytest
+
+from tests.support.daemon import short_directory
 
 # Neither a slow machine nor an unlucky seed is a failure: hypothesis is not to judge how long a test takes.
 hypothesis.settings.register_profile(
@@ -43,6 +47,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def rng(request: pytest.FixtureRequest) -> random.Random:
     """A generator of its own for each test: the same for the same `--seed`, whatever else runs."""
     return random.Random(f"{request.config.getoption('--seed')} {request.node.nodeid}")
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    """One whose name is short enough for the sockets of a daemon."""
+    with short_directory() as path:
+        yield path
 
 
 @pytest.fixture(scope="session")

@@ -46,12 +46,6 @@ BUMP = ("obelisk", "bump", "1", "--create")
 ADOPT = ("obelisk", "adopt", "0", "1", "--bump")
 
 
-@pytest.fixture
-def directory() -> Iterator[Path]:
-    with short_directory() as path:
-        yield path
-
-
 @dataclass(frozen=True)
 class Used:
     """A state directory that was served from, and the last id of each coordinator."""

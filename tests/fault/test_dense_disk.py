@@ -10,7 +10,7 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from pharaohd.obelisk import CountersReport
 from pharaohd.stats import WorkerState
 from tests.support.arena import Arena
 from tests.support.counter import asking, check_counted, counters
-from tests.support.daemon import WATCHDOG_S, Daemon, Settings, check_refused, fill, short_directory, wait_until
+from tests.support.daemon import WATCHDOG_S, Daemon, Settings, check_refused, fill, wait_until
 from tests.support.loopfs import MISSING, loop_fs, small_memory_disk, state_of
 
 BLOCK = 4096
@@ -44,12 +44,6 @@ SETTINGS: Settings = {
     "obelisk": {"window_ms": 60_000},  # Scarab ids need no disk in this time
     "counters": {"reserve": "offset:fast-*"},
 }
-
-
-@pytest.fixture
-def directory() -> Iterator[Path]:
-    with short_directory() as path:
-        yield path
 
 
 def test_the_names_are_where_they_are_used() -> None:

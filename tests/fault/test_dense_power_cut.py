@@ -17,7 +17,7 @@ import pytest
 from libpharaoh.errors import PharaohError
 from tests.support.arena import Arena
 from tests.support.counter import asking, check_counted, counters, flooded, long_to_rewrite
-from tests.support.daemon import Daemon, short_directory, wait_until
+from tests.support.daemon import Daemon, wait_until
 from tests.support.loopfs import MISSING, LoopFs, Shim, loop_fs
 
 pytestmark = [
@@ -28,12 +28,6 @@ pytestmark = [
 
 EXACT = ("group-0", "group-4", "part-0", "part-2")
 PLAIN = ("group-1", "group-5", "part-1", "part-4")
-
-
-@pytest.fixture
-def directory() -> Iterator[Path]:
-    with short_directory() as path:
-        yield path
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import contextlib
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -24,7 +24,7 @@ from libpharaoh.scarab import Layout
 from pharaohd import obelisk
 from pharaohd.stats import WorkerState
 from tests.support import ledger
-from tests.support.daemon import WATCHDOG_S, Daemon, fill, short_directory, wait_until
+from tests.support.daemon import WATCHDOG_S, Daemon, fill, wait_until
 from tests.support.drawer import Drawer, drawers
 from tests.support.loopfs import MISSING, LoopFs, loop_fs, read_medium, small_memory_disk, state_of
 
@@ -33,12 +33,6 @@ pytestmark = [pytest.mark.root, pytest.mark.skipif(MISSING is not None, reason=f
 LAYOUT = Layout()
 STALL_MS = 100
 SETTINGS = {"rpc": {"stall_ms_max": STALL_MS}, "obelisk": {"window_ms": 100}}
-
-
-@pytest.fixture
-def directory() -> Iterator[Path]:
-    with short_directory() as path:
-        yield path
 
 
 def own_socket(daemon: Daemon, coordinator: int) -> str:

@@ -20,7 +20,7 @@ from libpharaoh.errors import StartError, by_code
 from libpharaoh.scarab import Layout
 from pharaohd import obelisk
 from tests.support import ledger
-from tests.support.daemon import Daemon, Settings, short_directory, wait_until
+from tests.support.daemon import Daemon, Settings, wait_until
 from tests.support.drawer import Drawer
 from tests.support.loopfs import MISSING, LoopFs, Shim, loop_fs
 
@@ -32,12 +32,6 @@ pytestmark = [
 
 COORDINATORS = 2
 LAYOUT = Layout()
-
-
-@pytest.fixture
-def directory() -> Iterator[Path]:
-    with short_directory() as path:
-        yield path
 
 
 @pytest.fixture

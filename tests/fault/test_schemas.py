@@ -15,7 +15,7 @@ import pytest
 
 import libpharaoh
 from libpharaoh.errors import PharaohError, SchemasUnusableError, StorageFullError, SyncFailedError
-from tests.support.daemon import Daemon, short_directory, wait_until
+from tests.support.daemon import Daemon, wait_until
 from tests.support.loopfs import BLOCK, MISSING, LoopFs, loop_fs, small_memory_disk
 from tests.support.registrar import Answer, check, read, registrars
 
@@ -26,12 +26,6 @@ pytestmark = [
 ]
 
 COORDINATORS = 2
-
-
-@pytest.fixture
-def directory() -> Iterator[Path]:
-    with short_directory() as path:
-        yield path
 
 
 @pytest.fixture

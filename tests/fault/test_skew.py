@@ -7,7 +7,6 @@ import multiprocessing
 import random
 import struct
 import time
-from collections.abc import Iterator
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
@@ -16,7 +15,7 @@ import pytest
 import libpharaoh
 from libpharaoh import Client, parse
 from libpharaoh.errors import AfterTooFarError
-from tests.support.daemon import Daemon, short_directory
+from tests.support.daemon import Daemon
 from tests.support.drawer import KEYED_METHODS
 from tests.support.wire import Wire
 
@@ -33,12 +32,6 @@ def skewed(directory: Path, after_ms_max: int) -> Daemon:
     offsets.write_bytes(struct.pack("<3q", *(sign * SKEW_MS * 1_000_000 for sign in (-1, 0, 1))))
     settings = {"clock": {"offset_file": str(offsets), "after_ms_max": after_ms_max}}
     return Daemon(directory, coordinators=COORDINATORS, settings=settings)
-
-
-@pytest.fixture
-def directory() -> Iterator[Path]:
-    with short_directory() as path:
-        yield path
 
 
 def link_of_chain(client: Client, wire: Wire, rng: random.Random, after: int) -> int:

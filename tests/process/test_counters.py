@@ -43,12 +43,6 @@ WATCHDOG_S = 60.0
 Ask = Callable[..., Any]
 
 
-@pytest.fixture
-def directory() -> Iterator[Path]:
-    with short_directory() as path:
-        yield path
-
-
 @pytest.fixture(scope="module")
 def daemon() -> Iterator[Daemon]:
     with short_directory() as directory, Daemon(directory, coordinators=COORDINATORS) as daemon:

@@ -10,7 +10,7 @@ import contextlib
 import random
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from libpharaoh.errors import CounterUnknownError, FencedError, SessionForgotten
 from libpharaoh.scarab import coordinator_for
 from tests.support.arena import BLOWS, Arena, kill_client
 from tests.support.counter import asking, check_counted, counters, flooded, long_to_rewrite
-from tests.support.daemon import Daemon, short_directory, wait_until
+from tests.support.daemon import Daemon, wait_until
 
 NAMES = ("group-0", "group-1", "group-2", "group-6", "part-0", "part-2", "part-3", "part-4")
 SESSIONS_MAX = 64
@@ -30,12 +30,6 @@ AHEAD = 100
 RESERVING = {"counters": {"reserve": "offset:fast-*", "reserve_ahead": AHEAD}}
 
 Ask = Callable[..., Any]
-
-
-@pytest.fixture
-def directory() -> Iterator[Path]:
-    with short_directory() as path:
-        yield path
 
 
 @pytest.mark.parametrize("kind", ["plain", "token"])

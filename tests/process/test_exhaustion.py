@@ -8,7 +8,6 @@ import resource
 import signal
 import socket
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,15 +16,9 @@ import libpharaoh
 from libpharaoh._framing import encode_request
 from libpharaoh._socket import Connection
 from libpharaoh.errors import ConnectFailedError, PharaohError, TimedOutError
-from tests.support.daemon import Daemon, short_directory, wait_until
+from tests.support.daemon import Daemon, wait_until
 
 PATIENCE_S = 30.0
-
-
-@pytest.fixture
-def directory() -> Iterator[Path]:
-    with short_directory() as path:
-        yield path
 
 
 def descriptors(pid: int) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,14 +15,8 @@ from libpharaoh._socket import Connection
 from libpharaoh.errors import AlreadyRunningError
 from pharaohd import obelisk
 from pharaohd.stats import Reader, WorkerState
-from tests.support.daemon import Daemon, short_directory, wait_until
+from tests.support.daemon import Daemon, wait_until
 from tests.support.ledger import tick_of
-
-
-@pytest.fixture
-def directory() -> Iterator[Path]:
-    with short_directory() as path:
-        yield path
 
 
 def newest(daemon: Daemon) -> obelisk.Record:

@@ -47,12 +47,6 @@ def home_of(key: str | bytes) -> int:
     return libpharaoh.coordinator_for(key, COORDINATORS)
 
 
-@pytest.fixture
-def directory() -> Iterator[Path]:
-    with short_directory() as path:
-        yield path
-
-
 @pytest.fixture(scope="module")
 def daemon() -> Iterator[Daemon]:
     with short_directory() as path, Daemon(path, coordinators=COORDINATORS) as daemon:

@@ -25,12 +25,6 @@ from tests.support.wire import Wire
 LAYOUT = Layout()
 
 
-@pytest.fixture
-def directory() -> Iterator[Path]:
-    with short_directory() as path:
-        yield path
-
-
 def of_coordinator(ledgers: list[list[Run]], coordinator: int) -> list[list[Run]]:
     return [[run for run in ledger if next(pieces(run, LAYOUT))[0] == coordinator] for ledger in ledgers]
 

@@ -23,16 +23,10 @@ from libpharaoh.errors import (
     SchemaUnknownError,
     UnavailableError,
 )
-from tests.support.daemon import Daemon, children, short_directory, wait_until
+from tests.support.daemon import Daemon, children, wait_until
 from tests.support.registrar import check, read, registrars
 
 COORDINATORS = 3
-
-
-@pytest.fixture
-def directory() -> Iterator[Path]:
-    with short_directory() as path:
-        yield path
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ import subprocess
 import sys
 import time
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,17 +21,11 @@ import pytest
 import libpharaoh
 from libpharaoh import Layout
 from tests.support.arena import Arena
-from tests.support.daemon import ROOT, Daemon, short_directory, wait_until
+from tests.support.daemon import ROOT, Daemon, wait_until
 from tests.support.drawer import drawers
 from tests.support.ledger import Run, check_real_time_order, check_rising, check_unique, pieces, read
 
 KINDS = ("ring", "single", "socket", "strict", "ring", "single", "socket", "strict")
-
-
-@pytest.fixture
-def directory() -> Iterator[Path]:
-    with short_directory() as path:
-        yield path
 
 
 def test_unique_over_kills(directory: Path, rng: random.Random, effort: float) -> None:
