@@ -1,6 +1,7 @@
 #include "frame.h"
 
 #include <assert.h>
+#include <endian.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -81,7 +82,46 @@ static void value_done(struct ph_scan *scan) {
 
 static int whole(const struct ph_scan *scan) { return scan->position > 0 && scan->depth == 0; }
 
+/*
+ * The head of a request as nearly every client writes it: [0, number, short name, [few parameters. Fills in `request` and
+ * returns where the parameters begin, or 0: then it is to be read value by value.
+ */
+static size_t usual_head(const uint8_t *data, size_t length, struct ph_request *request) {
+    if (length < 4 || data[0] != 0x94 || data[1] != PH_MESSAGE_REQUEST) {
+        return 0;
+    }
+    uint32_t number_bytes = data[2] <= 0x7f ? 0 : data[2] == 0xcc ? 1 : data[2] == 0xcd ? 2 : data[2] == 0xce ? 4 : 99;
+    size_t name_at = 3 + (size_t)number_bytes;
+    if (name_at >= length || (data[name_at] & 0xe0) != 0xa0) {
+        return 0;
+    }
+    size_t name_length = data[name_at] & 0x1f;
+    size_t params_at = name_at + 1 + name_length;
+    if (params_at >= length || (data[params_at] & 0xf0) != 0x90) {
+        return 0;
+    }
+    request->message_id = number_bytes == 0 ? data[2] : (uint32_t)big_endian(data + 3, number_bytes);
+    request->method = (struct ph_bytes){data + name_at + 1, (uint32_t)name_length};
+    request->param_count = data[params_at] & 0x0f;
+    return params_at + 1;
+}
+
+/* Starts behind a usual head, which leaves nothing open but the parameters. */
+static void scan_usual_head(struct ph_scan *scan, const uint8_t *data, size_t length) {
+    struct ph_request request;
+    size_t head_bytes = usual_head(data, length, &request);
+    if (head_bytes > 0) {
+        scan->position = (uint32_t)head_bytes;
+        scan->depth = request.param_count > 0 ? 2 : 0;
+        scan->left[0] = 1;
+        scan->left[1] = request.param_count;
+    }
+}
+
 enum ph_scan_result ph_frame_scan(struct ph_scan *scan, const uint8_t *data, size_t length) {
+    if (scan->position == 0) {
+        scan_usual_head(scan, data, length);
+    }
     while (!whole(scan) && scan->position < length) {
         struct head head;
         int understood = read_head(data + scan->position, length - scan->position, &head);
@@ -181,6 +221,11 @@ int ph_read_nil(struct ph_reader *reader) {
 }
 
 enum ph_message_kind ph_frame_read(const uint8_t *frame, size_t length, struct ph_request *request) {
+    size_t head_bytes = usual_head(frame, length, request);
+    if (head_bytes > 0) {
+        request->params = (struct ph_reader){frame + head_bytes, frame + length, 0};
+        return PH_MESSAGE_REQUEST;
+    }
     struct ph_reader reader = {frame, frame + length, 0};
     uint32_t count = ph_read_array(&reader);
     uint64_t kind = ph_read_uint(&reader);
@@ -213,10 +258,9 @@ void ph_put_raw(struct ph_writer *writer, const void *data, size_t length) {
 
 static void put_number(struct ph_writer *writer, uint8_t kind, uint64_t value, uint32_t size) {
     uint8_t *at = room(writer, 1 + (size_t)size);
+    uint64_t big_endian = htobe64(value << (64 - 8 * size));
     at[0] = kind;
-    for (uint32_t i = 0; i < size; i++) {
-        at[size - i] = (uint8_t)(value >> (8 * i));
-    }
+    memcpy(at + 1, &big_endian, size);
 }
 
 void ph_put_uint(struct ph_writer *writer, uint64_t value) {
