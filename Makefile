@@ -33,13 +33,13 @@ $(VENV)/.stamp-venv:
 
 # The C modules are built along with it, hence the second touch.
 $(VENV)/.stamp-packages: pyproject.toml setup.py | $(VENV)/.stamp-venv
-	rm -f libpharaoh/_core*.so pharaohd/_core*.so
+	rm -f libpharaoh/_*.so pharaohd/_*.so
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation -e '.[dev,demo]'
 	touch $@ $(VENV)/.stamp-modules
 
 # A module built by hand has another suffix and would be preferred for ever: out with all of them first.
 $(VENV)/.stamp-modules: $(C_FILES) $(wildcard libpharaoh/_build.py pharaohd/_build.py)
-	rm -f libpharaoh/_core*.so pharaohd/_core*.so
+	rm -f libpharaoh/_*.so pharaohd/_*.so
 	$(BIN)/python setup.py --quiet build_ext --inplace
 	touch $@
 
@@ -87,5 +87,5 @@ mutants: setup
 
 clean:
 	rm -rf $(VENV) build var *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
-	rm -f $(addprefix libpharaoh/_core,.c .o *.so) $(addprefix pharaohd/_core,.c .o *.so)
+	rm -f libpharaoh/_*.so libpharaoh/_core.c libpharaoh/_core.o $(addprefix pharaohd/_core,.c .o *.so)
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

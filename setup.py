@@ -1,13 +1,22 @@
-"""What pyproject.toml cannot say: the two C modules."""
+"""What pyproject.toml cannot say: the C modules."""
 
 import sys
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import Extension, setup
 
 sys.path.insert(0, str(Path(__file__).parent))  # the builders share tools/headers.py
+from tools.headers import COMPILE_ARGS
 
 setup(
+    ext_modules=[
+        Extension(
+            "libpharaoh._native",
+            sources=["libpharaoh/csrc/native.c", "libpharaoh/csrc/ph_ring.c"],
+            extra_compile_args=COMPILE_ARGS,
+            py_limited_api=True,
+        )
+    ],
     cffi_modules=["libpharaoh/_build.py:ffi", "pharaohd/_build.py:ffi"],
     # Without this a changed header leaves the old module in place.
     options={"build_ext": {"force": "1"}},

@@ -46,8 +46,8 @@ class Ring:
         self._handle = handle
         self.connection = connection
         self.coordinator: int = lib.ph_ring_coordinator(handle)
-        self.pop: Callable[[], int] = functools.partial(lib.ph_ring_next_locked, handle)
-        """The next id, or 0."""
+        self.address = int(ffi.cast("uintptr_t", handle))
+        """For `_native.Source`, which pops."""
         self.take: Callable[[IdBuffer, int], int] = functools.partial(lib.ph_ring_take_locked, handle)
         """Writes up to so many increasing ids; returns how many."""
 

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from libpharaoh._native import Source
 from libpharaoh._ring import Ring, fork_mark
 from libpharaoh._socket import Backoff, Connection, Hello
 from libpharaoh.errors import (
@@ -45,12 +46,10 @@ _ATTACH_SECONDS_MAX = 0.03
 _T = TypeVar("_T")
 
 
-class Session:
+class Session(Source):
     """What one `Client` holds. `connect` comes first."""
 
     hello: Hello
-    pop: Callable[[], int]
-    """The next id of the prefetching ring, or 0. Needs no lock."""
     take: Callable[[IdBuffer, int], int]
     """Writes up to so many ids of it; returns how many. Needs no lock."""
     _lock: threading.Lock
@@ -65,7 +64,6 @@ class Session:
         self.path = path
         self._name, self._timeout, self._max_age_ms, self._rings_wanted = name, timeout, max_age_ms, rings
         self.closed = False
-        self.last = 0
         self._start_anew()
         _sessions.add(self)
 
@@ -152,7 +150,8 @@ class Session:
         self._ring, self._first = ring, ring.coordinator
         self._behind = self.last > 0
         ring.raise_floor(self.last)
-        self.pop, self.take = ring.pop, ring.take
+        self.draw_from(ring.address, ring)
+        self.take = ring.take
         return ring
 
     def ring_may_be_had(self) -> bool:
@@ -192,7 +191,7 @@ class Session:
                 return id
         for slice_ns in _WAIT_SLICES_NS:
             ring.wait(slice_ns)
-            id = ring.pop()
+            id = self.pop()
             if id or ring.lost():
                 return id
         return 0
@@ -314,7 +313,7 @@ class Session:
 
     def _forget_main_ring(self) -> None:
         self._ring = None
-        self.pop = _no_id
+        self.draw_from(0, None)
         self.take = _no_ids
         self._behind = False
 
@@ -386,10 +385,6 @@ def checked_runs(result: object, asked: int) -> list[tuple[int, int]]:
     if not 0 < total <= asked or end > ID_MAX + 1:
         raise ProtocolViolationError(f"next_ids was answered with {total} ids instead of {asked}")
     return runs
-
-
-def _no_id() -> int:
-    return 0
 
 
 def _no_ids(_buffer: IdBuffer, _count: int) -> int:

@@ -80,13 +80,13 @@ class AsyncClient:
         >>> await client.next_id()                  # doctest: +SKIP
         408559031853465647
         """
-        id = self._pop()
+        id = self._session.pop()
         if id:
             return id
         if not self._session.ring_may_be_had():
             return (await self._retry(partial(self._runs_once, 1)))[0][0]
         async with self._turn:  # one waits for the ring, the others then find it filled
-            return self._pop() or await _in_thread(self._blocking.next_id)
+            return self._session.pop() or await _in_thread(self._blocking.next_id)
 
     async def next_ids(self, n: int) -> array.array[int]:
         """As `Client.next_ids`.
@@ -261,12 +261,6 @@ class AsyncClient:
         self._pipeline = None
         self._connecting = asyncio.Lock()
         self._turn = asyncio.Lock()
-
-    def _pop(self) -> int:
-        id = self._session.pop()
-        if id:
-            self._session.note(id)
-        return id
 
     async def _retry(self, attempt: Callable[[float], Awaitable[_T]]) -> _T:
         """Repeats a request for as long as its error may pass. `attempt` is given the deadline."""

@@ -8,7 +8,7 @@ import threading
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from libpharaoh import _calls
+from libpharaoh import _calls, _native
 from libpharaoh._calls import Call, Route, Schema, SchemaVersion, Token, checked_key, lowest
 from libpharaoh._ring import id_buffer
 from libpharaoh._session import Session
@@ -49,7 +49,7 @@ def connect(
     return Client(session)
 
 
-class Client:
+class Client(_native.Client):
     """A client of the host's daemon, made by `connect`. Threads may share it; a forked child may go on using it.
 
     >>> client = libpharaoh.connect()               # doctest: +SKIP
@@ -58,25 +58,8 @@ class Client:
     >>> client.close()                              # doctest: +SKIP
     """
 
-    def __init__(self, session: Session) -> None:
-        self._session = session
-
-    def next_id(self) -> int:
-        """A unique id, greater than every earlier one of this client; from shared memory when there is a ring.
-
-        Raises a retryable error when the daemon does not answer in time; ClientClosedError after close().
-
-        >>> client.next_id()                        # doctest: +SKIP
-        408559031853465647
-        """
-        session = self._session
-        id = session.pop()
-        if id:
-            # No lock: the interpreter changes threads at calls and loops only, so not between these two.
-            if id > session.last:
-                session.last = id
-            return id
-        return session.more_runs(1)[0][0]
+    _session: Session
+    """Set by the base, as `next_id` is its method."""
 
     def next_ids(self, n: int) -> array.array[int]:
         """`n` (1 to 2**24) unique, increasing ids: an array('Q'), which NumPy and others read as a buffer of uint64.
@@ -271,6 +254,10 @@ class Client:
         >>> client.close()                          # doctest: +SKIP
         """
         self._session.close()
+
+    def _next_id_slowly(self) -> int:
+        """For the base: the next id when the ring at hand has none."""
+        return self._session.more_runs(1)[0][0]
 
     def _strict(self, method: str, key: bytes | None, after: int | None) -> int:
         """An id issued now, by the ring of the key's coordinator if that is at hand."""

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 # -UNDEBUG: Python's own flags would switch the assertions off.
-COMPILE_ARGS = ["-std=gnu11", "-UNDEBUG", "-O3", "-g", "-pthread", "-Wall", "-Wextra", "-Werror"]
+COMPILE_ARGS = ["-std=gnu11", "-UNDEBUG", "-O3", "-g", "-fvisibility=hidden", "-pthread", "-Wall", "-Wextra", "-Werror"]
 
 
 def declarations(header: Path) -> str:

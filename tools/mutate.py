@@ -35,7 +35,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 NOT_COPIED = (".git", ".venv", "build", "var", "__pycache__", "*.so", "*.o", "*.egg-info", ".*_cache", ".hypothesis")
 WATCHDOG_S = 300.0
-COMPILE = "import runpy, sys; runpy.run_path(sys.argv[1])['ffi'].compile(tmpdir='.')"
+BUILD = ("setup.py", "--quiet", "build_ext", "--inplace", "--force")
 
 CAUGHT = "caught"
 
@@ -86,19 +86,15 @@ def run(tree: Path, *command: str) -> Outcome:
         return Outcome(status, log.read())
 
 
-def build_modules(tree: Path, packages: Sequence[str]) -> None:
-    for package in packages:
-        outcome = run(tree, sys.executable, "-c", COMPILE, f"{package}/_build.py")
-        if outcome.status != 0:
-            raise BuildError(outcome.output)
+def build_modules(tree: Path) -> None:
+    outcome = run(tree, sys.executable, *BUILD)
+    if outcome.status != 0:
+        raise BuildError(outcome.output)
 
 
-def packages_of(tree: Path, file: str) -> list[str]:
-    """The packages whose C module is made from this file: the daemon's has the client's sources in it."""
-    if not file.endswith((".c", ".h", "_build.py")):
-        return []
-    users = {"libpharaoh": ["libpharaoh", "pharaohd"], "pharaohd": ["pharaohd"]}.get(file.split("/")[0], [])
-    return [package for package in users if (tree / package / "_build.py").exists()]
+def is_built(file: str) -> bool:
+    """Whether the C modules are made from this file. A C test compiles what it needs by itself."""
+    return file.endswith((".c", ".h", "_build.py")) and not file.startswith("tests/")
 
 
 def judge(tree: Path, test: str) -> str:
@@ -123,11 +119,11 @@ def mutated(tree: Path, mutant: Mutant) -> Iterator[None]:
     """The tree with the mutant in it, its C modules built; afterwards as it was."""
     file = tree / mutant.file
     text = file.read_text()
-    saved = {module: module.read_bytes() for module in tree.glob("*/_core*.so")}
+    saved = {module: module.read_bytes() for module in tree.glob("*/_*.so")}
     try:
         file.write_text(text.replace(mutant.find, mutant.replace))
-        # A C test compiles what it needs by itself.
-        build_modules(tree, [] if mutant.test.startswith("csrc") else packages_of(tree, mutant.file))
+        if is_built(mutant.file) and not mutant.test.startswith("csrc"):
+            build_modules(tree)
         yield
     finally:
         file.write_text(text)
@@ -159,11 +155,10 @@ def unmutated_verdict(tree: Path, test: str) -> str:
 def copy_tree(root: Path, tree: Path) -> None:
     """Copies the sources and builds the C modules there, with less optimisation: they are built often."""
     shutil.copytree(root, tree, ignore=shutil.ignore_patterns(*NOT_COPIED))
-    packages = [package for package in ("libpharaoh", "pharaohd") if (tree / package / "_build.py").exists()]
-    for package in packages:
-        builder = tree / package / "_build.py"
-        builder.write_text(builder.read_text().replace("-O3", "-O1"))
-    build_modules(tree, packages)
+    flags = tree / "tools" / "headers.py"
+    if flags.exists():
+        flags.write_text(flags.read_text().replace("-O3", "-O1"))
+    build_modules(tree)
 
 
 def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> int:

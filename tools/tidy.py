@@ -196,8 +196,9 @@ def c_names(files: dict[str, str]) -> Iterator[Finding]:
 
 
 def dead_c_files(root: Path, files: dict[str, str]) -> Iterator[Finding]:
-    """A source lives when a _build.py names it, with or without its suffix; a header when something includes it."""
-    builders = "".join(file.read_text() for package in PRODUCT for file in (root / package).glob("_build.py"))
+    """A source lives when a builder names it, with or without its suffix; a header when something includes it."""
+    named_in = [root / "setup.py", *(root / package / "_build.py" for package in PRODUCT)]
+    builders = "".join(file.read_text() for file in named_in if file.exists())
     alive = {word.split("/")[-1] for string in re.findall(r'"([^"\n]*)"', builders) for word in string.split()}
     alive |= {match[1] for text in files.values() for match in re.finditer(r'^#include "([^"]+)"', text, re.MULTILINE)}
     for path in files:

@@ -19,7 +19,6 @@ from tests.support.daemon import ROOT, Daemon, short_directory, wait_until
 from tests.support.drawer import drawers
 
 SANITIZE = "-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer"
-COMPILE = "import runpy, sys; runpy.run_path(sys.argv[1])['ffi'].compile(tmpdir='.')"
 SPAN_S = 1.0
 
 
@@ -38,9 +37,10 @@ def sanitized_tree(directory: Path) -> Path:
     for package in ("libpharaoh", "pharaohd", "tools"):
         shutil.copytree(ROOT / package, tree / package, ignore=shutil.ignore_patterns("*.so", "*.o", "__pycache__"))
     environ = os.environ | {"PYTHONPATH": str(tree), "CFLAGS": SANITIZE, "LDFLAGS": SANITIZE}
-    for package in ("libpharaoh", "pharaohd"):
-        command = [sys.executable, "-c", COMPILE, f"{package}/_build.py"]
-        subprocess.run(command, cwd=tree, env=environ, check=True, capture_output=True, timeout=100)
+    for file in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / file, tree)
+    command = [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"]
+    subprocess.run(command, cwd=tree, env=environ, check=True, capture_output=True, timeout=100)
     return tree
 
 

@@ -240,8 +240,17 @@ def test_order_survives_a_daemon_whose_clock_is_behind(ringed: FakeDaemon) -> No
         ringed.lag_ms[0] = ringed.lag_ms[1] = 2000
         ringed._last_tick.clear()
         ringed.hang_up()
+        client._session._drop_main()  # with what it still holds
         ids = [client.next_id() for _ in range(500)]
         assert increasing([last, *ids])
+
+
+def test_an_id_out_of_the_ring_is_remembered(ringed: FakeDaemon) -> None:
+    """F18: whatever serves next is asked for a greater one."""
+    with libpharaoh.connect(ringed.path) as client:
+        for _ in range(100):
+            id = client.next_id()
+            assert client._session.last == id
 
 
 def test_a_call_without_a_key_follows_the_first_coordinator(ringed: FakeDaemon) -> None:

@@ -18,6 +18,7 @@ ffi.cdef("int twice(int n);")
 ffi.set_source("pharaohd._core", '#include "twice.h"', include_dirs=["pharaohd/csrc"], extra_compile_args=["-O3"])
 """
 FILES = {
+    "setup.py": "from setuptools import setup\nsetup(cffi_modules=['pharaohd/_build.py:ffi'], packages=[])\n",
     "pharaohd/__init__.py": "",
     "pharaohd/_build.py": BUILD,
     "pharaohd/csrc/twice.h": "static inline int twice(int n) { return n + n; }\n",
