@@ -19,6 +19,7 @@ from libpharaoh.scarab import Layout, whole_number
 DEFAULT_SOCKET = "/run/pharaohd/rpc.sock"
 IDS_PER_CALL_MAX = 2**24
 MAX_AGE_MS_MAX = 10_000
+_ONE = array.array("Q", (0,))
 _T = TypeVar("_T")
 
 
@@ -71,7 +72,7 @@ class Client(_native.Client):
         (10000, 'Q')
         """
         whole_number(n, "n", 1, IDS_PER_CALL_MAX)
-        ids = array.array("Q", bytes(8 * n))
+        ids = _ONE * n  # array("Q", bytes(8 * n)) writes all of it twice
         filled = 0
         with id_buffer(ids) as buffer:
             while True:
