@@ -30,7 +30,7 @@
 
 #define ALIVE UINT64_C(0x45564954)
 #define LOCK_SPINS 64
-#define STRICT_SPINS 400
+#define STRICT_SPINS 100
 #define LOCK_SLEEP_NS 20000
 
 #define WIPED_BYTES 65536 /* a multiple of every page size */

@@ -190,17 +190,19 @@ int ph_producer_request(const struct ph_producer *producer, struct ph_strict_req
     return request->number != producer->answered;
 }
 
-void ph_producer_answer(struct ph_producer *producer, const struct ph_strict_request *request,
-                        enum ph_strict_status status, uint64_t value) {
+int ph_producer_answer(struct ph_producer *producer, const struct ph_strict_request *request,
+                       enum ph_strict_status status, uint64_t value) {
     struct ph_grants_segment *grants = producer->grants;
     producer->answered = request->number;
     ph_store_relaxed(&grants->answer_status, status);
     ph_store_relaxed(&grants->answer_value, value);
     ph_store_seq_cst(&grants->answer_number, request->number); /* pairs with answered() in ph_ring.c */
     /* pairs with await_answer() in ph_ring.c: either it sees the answer or this sees that it waits */
-    if (ph_load_seq_cst(&producer->client->request_waiting) == request->number) {
+    int sleeps = ph_load_seq_cst(&producer->client->request_waiting) == request->number;
+    if (sleeps) {
         futex_wake_all(&grants->answer_number);
     }
+    return sleeps;
 }
 
 void ph_producer_set_polling(struct ph_producer *producer, int polling) {

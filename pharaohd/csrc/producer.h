@@ -72,8 +72,9 @@ uint64_t ph_producer_refill(struct ph_producer *producer, struct ph_supply *supp
 
 /* The unanswered strict request, if there is one. */
 int ph_producer_request(const struct ph_producer *producer, struct ph_strict_request *request);
-void ph_producer_answer(struct ph_producer *producer, const struct ph_strict_request *request,
-                        enum ph_strict_status status, uint64_t value);
+/* Returns whether its client slept, and was woken. */
+int ph_producer_answer(struct ph_producer *producer, const struct ph_strict_request *request,
+                       enum ph_strict_status status, uint64_t value);
 /* 1: the worker will look without being rung. After setting 0 it looks once more before it sleeps. */
 void ph_producer_set_polling(struct ph_producer *producer, int polling);
 

@@ -100,8 +100,8 @@ static int answer_request(struct ph_worker *worker, struct ph_ring_owner *ring) 
     if (ph_strict_issue(worker, request.after, &id, &error) == PH_WAIT) {
         return 0;
     }
-    ph_producer_answer(&ring->producer, &request, error != 0 ? PH_STRICT_REFUSED : PH_STRICT_OK,
-                       error != 0 ? (uint64_t)error : id);
+    worker->has_woken |= ph_producer_answer(&ring->producer, &request, error != 0 ? PH_STRICT_REFUSED : PH_STRICT_OK,
+                                            error != 0 ? (uint64_t)error : id);
     if (worker->config.strict_spin_us > 0) {
         worker->spin_until_ns = worker->monotonic_ns + worker->config.strict_spin_us * NS_PER_US;
         set_hot(worker, ring, 1);

@@ -304,7 +304,11 @@ static int watch(struct ph_worker *worker, struct epoll_event *events) {
 
 static int wait_for_events(struct ph_worker *worker, struct epoll_event *events) {
     int committing = is_committing(worker);
-    int count = watch(worker, events);
+    if (worker->has_woken) {
+        worker->has_woken = 0;
+        sched_yield(); /* a client that sleeps while this loop looks for its next request may have this core only */
+    }
+    int count = sleep_ns(worker) > 0 ? watch(worker, events) : 0;
     if (count == 0 && (!committing || is_committing(worker))) {
         count = sleep_for_events(worker, events);
     }

@@ -169,6 +169,7 @@ struct ph_worker {
     struct ph_starving_list starving;
     struct ph_hot_list hot;
     uint64_t spin_until_ns;
+    int has_woken;         /* a client that slept over its strict request */
     uint64_t last_wait_ns; /* how long the loop waited for the last event of its clients */
     uint64_t heartbeat_due_ns;
     uint32_t waiting_count;
