@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
 
+from bench.bare import Bare
 from bench.daemon import Daemon
 from bench.native import ROOT
 from bench.peers import Redis, Skipped
@@ -49,6 +50,10 @@ class Context:
     def idle_daemon(self) -> Daemon:
         """One that is not started yet, and the caller's to stop."""
         return Daemon(self._directory("p"))
+
+    def bare(self) -> Bare:
+        """A server that does nothing but answer."""
+        return self._stack.enter_context(Bare(self._directory("b")))
 
     def redis(self, *, durable: bool) -> Redis | None:
         """The one with or without appendfsync always; None when it cannot be had, which is noted."""

@@ -6,12 +6,14 @@ from collections.abc import Callable, Mapping
 from operator import itemgetter
 
 from bench import native
+from bench.bare import Bare
 from bench.context import Context
 from bench.daemon import Daemon
 from bench.measure import OURS, Bar, Comparison, Sample, Verifier, take_turns
 from bench.peers import Redis
 
 REDIS, REDIS_DURABLE = "Redis INCR, no persistence", "Redis INCR, appendfsync always"
+BARE = "a server that only answers"
 MANY = 50
 IN_FLIGHT = 16
 # Bars of throughput: (connections, in flight) → peer → bar.
@@ -26,10 +28,12 @@ def socket(context: Context) -> list[Comparison]:
     """The round trip of one connection; throughput by connections; and with many requests in flight."""
     daemon = context.daemon()
     peers = {REDIS: context.redis(durable=False), REDIS_DURABLE: context.redis(durable=True)}
-    verifiers = {name: Verifier() for name in (OURS, *peers)}
+    bare = context.bare()
+    verifiers = {name: Verifier() for name in (OURS, BARE, *peers)}
     found = []
     for connections, in_flight in shapes(context):
         contestants = {OURS: loaded("pharaoh", daemon, connections, in_flight, context, verifiers[OURS])}
+        contestants[BARE] = loaded("pharaoh", bare, connections, in_flight, context, verifiers[BARE])
         for name, peer in peers.items():
             if peer is not None:
                 contestants[name] = loaded("redis", peer, connections, in_flight, context, verifiers[name])
@@ -55,7 +59,7 @@ def shapes(context: Context) -> list[tuple[int, int]]:
 
 
 def loaded(
-    protocol: str, server: Daemon | Redis, connections: int, in_flight: int, context: Context, verifier: Verifier
+    protocol: str, server: Daemon | Redis | Bare, connections: int, in_flight: int, context: Context, verifier: Verifier
 ) -> Callable[[], Sample]:
     def measure() -> Sample:
         report = native.run("load", protocol, server.socket, connections, in_flight, context.seconds)
