@@ -7,8 +7,9 @@ C_FILES = $(wildcard libpharaoh/csrc/*.[ch] pharaohd/csrc/*.[ch])
 ALL_C_FILES = $(C_FILES) $(wildcard tests/csrc/*.[ch] bench/csrc/*.[ch])
 PY_DIRS = $(sort $(dir $(wildcard $(addsuffix /*.py,libpharaoh pharaohd tools bench demo examples tests))))
 
-# command=Debian package, for the tests that mount file systems, enter namespaces and check models.
-TEST_PACKAGES := spin=spin mkfs.ext4=e2fsprogs unshare=util-linux losetup=mount ip=iproute2
+# command=Debian package, for the tests that mount file systems, enter namespaces, check models and count.
+TEST_PACKAGES := spin=spin mkfs.ext4=e2fsprogs unshare=util-linux losetup=mount ip=iproute2 \
+	strace=strace valgrind=valgrind
 
 .PHONY: help setup demo run test check lint format ctest bench model mutants clean
 

@@ -24,6 +24,7 @@ hypothesis.settings.load_profile("house")
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--seed", type=int, default=None, help="seed of the randomised tests (default: a new one)")
     parser.addoption("--effort", type=float, default=1.0, help="factor on the rounds of the randomised tests")
+    parser.addoption("--update-budgets", action="store_true", help="write tests/counted/budgets.toml from this run")
 
 
 def pytest_configure(config: pytest.Config) -> None:

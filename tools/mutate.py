@@ -153,11 +153,8 @@ def unmutated_verdict(tree: Path, test: str) -> str:
 
 
 def copy_tree(root: Path, tree: Path) -> None:
-    """Copies the sources and builds the C modules there, with less optimisation: they are built often."""
+    """Copies the sources and builds the C modules there."""
     shutil.copytree(root, tree, ignore=shutil.ignore_patterns(*NOT_COPIED))
-    flags = tree / "tools" / "headers.py"
-    if flags.exists():
-        flags.write_text(flags.read_text().replace("-O3", "-O1"))
     build_modules(tree)
 
 

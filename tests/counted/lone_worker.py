@@ -1,0 +1,63 @@
+"""A worker without a supervisor, for tools that cannot follow one: `python -m tests.counted.lone_worker DIRECTORY`.
+
+Coordinator 0 of 1, serving at DIRECTORY/rpc.sock until SIGTERM. The loop does not watch: how often it looks in vain is
+a matter of time, which is not to be counted.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from pathlib import Path
+
+from pharaohd import log, manifest, obelisk, settings, stats, worker
+from pharaohd.contract import WorkerSpec
+
+NO_WATCHING = {
+    "PHARAOHD_CLUSTER_COORDINATORS": "1",
+    "PHARAOHD_RPC_SPIN_US": "0",
+    "PHARAOHD_COUNTERS_COMMIT_SPIN_US": "0",
+}
+
+
+def listening(path: str) -> int:
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(path)
+    listener.listen(64)
+    listener.setblocking(False)
+    return listener.detach()
+
+
+def main(directory: Path) -> int:
+    chosen = settings.load(None, directory, NO_WATCHING)
+    host = chosen.host
+    os.makedirs(host.coordinators_dir)
+    log.configure("info", "json")
+    manifest.ensure(
+        host.state_dir, [0], lambda number, path: obelisk.create(path, obelisk.identity_for(chosen, number))
+    )
+    page = stats.Page(host.runtime_dir, 1, [0], 0o600, os.getgid())
+    try:
+        page.header.first_live = 0
+        control, _supervisor = socket.socketpair()
+        return worker.run(
+            WorkerSpec(
+                coordinator=0,
+                slot=0,
+                obelisk_path=manifest.obelisk_path(host.state_dir, 0),
+                counters_path=manifest.counters_path(host.state_dir, 0),
+                socket_path=host.socket_path,
+                listen_fd=listening(host.socket_path),
+                own_fd=listening(host.coordinator_socket_path(0)),
+                control_fd=control.detach(),
+                stats_address=page.address,
+                settings=chosen,
+            )
+        )
+    finally:
+        page.remove()
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))
