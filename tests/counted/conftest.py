@@ -24,7 +24,7 @@ HEADER = """\
 
 
 def verdict(found: float, budget: float) -> str:
-    """ "over", "under" or "within"."""
+    """Whether that is over, under or within a tenth of the budget."""
     if found > GROWTH_MAX * budget:
         return "over"
     return "under" if found * GROWTH_MAX < budget else "within"
