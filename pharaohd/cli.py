@@ -65,6 +65,7 @@ def serve(settings: Settings, load: partial[Settings]) -> None:
         return router.run(spec)
 
     log.configure(settings.log.level, settings.log.format)
+    obelisk.identity_for(settings, 0)  # digests what all workers need, so that none of them has to
     Supervisor(settings, worker.run, route, create, load).run()
 
 

@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -101,10 +102,12 @@ class ObeliskReport:
     """What a start would say of the journal beside the file."""
 
 
+@cache
 def digest(kind: str, text: str) -> bytes:
     return hashlib.sha256(f"pharaoh {kind} {text}".encode()).digest()[:16]
 
 
+@cache  # so that of a thousand workers none needs the library that digests
 def host_id() -> bytes:
     """A digest of the machine-id: a hint that a file was copied, never proof of anything (F28)."""
     with contextlib.suppress(OSError):

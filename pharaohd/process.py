@@ -17,7 +17,7 @@ import signal
 import socket
 import time
 import traceback
-from collections.abc import Callable, Iterable, MutableMapping
+from collections.abc import Callable, Iterable, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -58,30 +58,47 @@ class Child:
         return result.si_status if result.si_code == os.CLD_EXITED else 128 + result.si_status
 
 
-def fork(run: Callable[[], int], keep: Iterable[int]) -> Child:
-    """Starts a child that ends with the status that `run` returns.
+Birth = tuple[Callable[[], int], Iterable[int]]
+"""What a child does, whose end status it returns; the descriptors that it keeps besides 0, 1 and 2."""
 
-    keep: descriptors that the child keeps besides standard input, output and error. Raises OSError.
+
+def fork(births: Sequence[Birth]) -> list[Child | OSError]:
+    """Starts children one right after the other: each, or why it could not be.
+
+    In one go, for what the parent writes to between two forks is copied: the older child is left alone with the old
+    pages, a megabyte of them where forks and other work take turns.
     """
+    pids: list[int | OSError] = [0] * len(births)
+    handled = [number for number in signal.valid_signals() if callable(signal.getsignal(number))]
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     try:
-        pid = os.fork()
-        if pid == 0:
-            _be_child(run, keep)
-        try:
-            return Child(pid, os.pidfd_open(pid))
-        except OSError:  # EMFILE: a child that cannot be watched must not live
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-            raise
+        for index, (run, keep) in enumerate(births):
+            try:
+                pid = os.fork()
+            except OSError as error:
+                pids[index] = error
+                continue
+            if pid == 0:
+                _be_child(run, keep, handled)
+            pids[index] = pid
+        return [pid if isinstance(pid, OSError) else _watched(pid) for pid in pids]
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
-def _be_child(run: Callable[[], int], keep: Iterable[int]) -> NoReturn:
+def _watched(pid: int) -> Child | OSError:
+    try:
+        return Child(pid, os.pidfd_open(pid))
+    except OSError as error:  # EMFILE: a child that cannot be watched must not live
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        return error
+
+
+def _be_child(run: Callable[[], int], keep: Iterable[int], handled: Iterable[int]) -> NoReturn:
     status = InternalError.exit_status or 1
     try:
-        _reset_signals()
+        _drop_handlers(handled)
         close_descriptors(keep)
         status = run()
     except BaseException:  # noqa: BLE001 - nothing may return into the supervisor's frames
@@ -91,13 +108,14 @@ def _be_child(run: Callable[[], int], keep: Iterable[int]) -> NoReturn:
         os._exit(status)
 
 
-def _reset_signals() -> None:
+def _drop_handlers(handled: Iterable[int]) -> None:
+    """Those of the parent. To go through all signals would make a quarter of a megabyte this child's alone."""
     signal.set_wakeup_fd(-1)
-    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
-        # glibc keeps the first real-time signals for itself
-        with contextlib.suppress(OSError):
-            signal.signal(number, signal.SIG_IGN if number in IGNORED_BY_CHILDREN else signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_SETMASK, set())
+    for number in handled:
+        signal.signal(number, signal.SIG_DFL)
+    for number in IGNORED_BY_CHILDREN:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
 def close_descriptors(keep: Iterable[int]) -> None:

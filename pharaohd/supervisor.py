@@ -22,7 +22,7 @@ import selectors
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -71,8 +71,8 @@ class Place:
     """The listening socket that only its processes accept on."""
     keep: tuple[int, ...]
     """The other descriptors that they keep."""
-    entry: Callable[[int], int]
-    """What a process does, given its end of the stream."""
+    life: Callable[[int], Callable[[], int]]
+    """What a process does, given its end of the stream. Made before the fork: what is made after it is not shared."""
     log: log.Logger
     history: policy.History = field(default_factory=policy.History)
     run: Run | None = None
@@ -141,8 +141,7 @@ class Supervisor:
             # What is alive now lives as long as the daemon: a collection in a worker must not touch (and copy) it.
             gc.collect()
             gc.freeze()
-            for place in self._places:
-                self._start(place)
+            self._start(self._places)
             self._schedule_hang_check()
             while self._running or not self._stopping:
                 self._turn()
@@ -175,7 +174,7 @@ class Supervisor:
             slot=self._page.slots[slot],
             own_fd=premises.own_fd(coordinator),
             keep=(premises.listen_fd, premises.children_lock_fd),
-            entry=partial(self._be_worker, coordinator, slot),
+            life=partial(self._worker_life, coordinator, slot),
             log=log.logger("supervisor", coordinator),
         )
 
@@ -186,7 +185,7 @@ class Supervisor:
             slot=new_slot(),
             own_fd=self._premises.router_fd,
             keep=(self._premises.children_lock_fd,),
-            entry=self._be_router,
+            life=self._router_life,
             log=self._log,
         )
 
@@ -214,29 +213,46 @@ class Supervisor:
 
     # One child
 
-    def _start(self, place: Place) -> None:
+    def _start(self, places: Sequence[Place]) -> None:
         if self._stopping:
             return
-        try:
-            ours, theirs = socket.socketpair()
-            with theirs:
-                run_in_child = partial(run_child, place, theirs.fileno())
-                child = process.fork(run_in_child, (theirs.fileno(), place.own_fd, *place.keep))
-        except OSError as error:
-            place.log.error(f"no process for a {place.kind}", error=str(error))
-            self._after(FORK_RETRY_S, partial(self._start, place))
-            return
-        ours.setblocking(False)
-        place.run = run = Run(child, ours, time.monotonic_ns())
+        streams = []
+        births: list[process.Birth] = []
+        with contextlib.ExitStack() as held:
+            try:
+                for place in places:
+                    ours, theirs = socket.socketpair()
+                    streams.append(ours)
+                    end = held.enter_context(theirs).fileno()
+                    births.append((partial(run_child, place.title, place.life(end)), (end, place.own_fd, *place.keep)))
+            except OSError as error:
+                children: list[process.Child | OSError] = [error] * len(places)
+            else:
+                children = process.fork(births)
+        for place, child, ours in itertools.zip_longest(places, children, streams):
+            if isinstance(child, OSError):
+                self._start_later(place, child, ours)
+            else:
+                self._started(place, Run(child, ours, time.monotonic_ns()))
+
+    def _start_later(self, place: Place, error: OSError, stream: socket.socket | None) -> None:
+        if stream is not None:
+            stream.close()
+        place.log.error(f"no process for a {place.kind}", error=str(error))
+        self._after(FORK_RETRY_S, partial(self._start, [place]))
+
+    def _started(self, place: Place, run: Run) -> None:
+        run.stream.setblocking(False)
+        place.run = run
         self._running[place.number] = place
-        self._selector.register(child.pidfd, selectors.EVENT_READ, partial(self._on_exit, place, run))
-        self._selector.register(ours, selectors.EVENT_READ, partial(self._on_stream, place, run))
+        self._selector.register(run.child.pidfd, selectors.EVENT_READ, partial(self._on_exit, place, run))
+        self._selector.register(run.stream, selectors.EVENT_READ, partial(self._on_stream, place, run))
         slot = place.slot
-        slot.state, slot.pid, slot.started_ns = WorkerState.STARTING, child.pid, time.time_ns()
+        slot.state, slot.pid, slot.started_ns = WorkerState.STARTING, run.child.pid, time.time_ns()
         slot.restart_count += int(place.started)
         place.started = True
 
-    def _be_worker(self, coordinator: int, slot: int, control_fd: int) -> int:
+    def _worker_life(self, coordinator: int, slot: int, control_fd: int) -> Callable[[], int]:
         host = self._settings.host
         spec = WorkerSpec(
             coordinator=coordinator,
@@ -250,11 +266,11 @@ class Supervisor:
             stats_address=self._page.address,
             settings=self._settings,
         )
-        return self._work(spec)
+        return partial(self._work, spec)
 
-    def _be_router(self, control_fd: int) -> int:
+    def _router_life(self, control_fd: int) -> Callable[[], int]:
         place = self._places[-1]
-        return self._route(RouterSpec(place.own_fd, control_fd, place.slot, self._settings))
+        return partial(self._route, RouterSpec(place.own_fd, control_fd, place.slot, self._settings))
 
     def _on_stream(self, place: Place, run: Run) -> None:
         # In one turn a child may be reaped first, and its stream come afterwards.
@@ -323,9 +339,9 @@ class Supervisor:
             restart_in_s=decision.delay_s,
         )
         if decision.delay_s:
-            self._after(decision.delay_s, partial(self._start, place))
+            self._after(decision.delay_s, partial(self._start, [place]))
         else:
-            self._start(place)
+            self._start([place])
 
     def _mark_down(self, place: Place, state: WorkerState, status: int) -> None:
         slot = place.slot
@@ -437,9 +453,9 @@ class Supervisor:
             self._log.warning("these settings need a restart", keys=[one.name for one in later])
 
 
-def run_child(place: Place, control_fd: int) -> int:
-    process.set_title(place.title)
-    return place.entry(control_fd)
+def run_child(title: str, life: Callable[[], int]) -> int:
+    process.set_title(title)
+    return life()
 
 
 def child_error(whose: str, code: int, message: str) -> StartError:

@@ -7,6 +7,7 @@ import mmap
 import os
 import signal
 import socket
+from functools import cached_property
 from typing import Any
 
 from libpharaoh.errors import InternalError, SettingsError, StartError
@@ -15,6 +16,7 @@ from pharaohd._core import ffi, lib
 from pharaohd.contract import WorkerSpec
 
 LEVELS = {lib.PH_LOG_INFO: "info", lib.PH_LOG_WARNING: "warning", lib.PH_LOG_ERROR: "error"}
+READY = json.dumps({"event": "ready"}).encode() + b"\n"
 
 
 def run(spec: WorkerSpec) -> int:
@@ -39,11 +41,14 @@ class Worker:
     """One coordinator's worker: the C handle and the stream to the supervisor."""
 
     def __init__(self, spec: WorkerSpec, control: socket.socket) -> None:
-        self.log = log.logger("worker", spec.coordinator)
         self._spec = spec
         self._control = control
         self._inbox = b""
         self._handle: Any = ffi.NULL
+
+    @cached_property
+    def log(self) -> log.Logger:
+        return log.logger("worker", self._spec.coordinator)
 
     def open(self) -> None:
         """Takes the Obelisk and reserves. Raises StartError."""
@@ -56,7 +61,7 @@ class Worker:
     def serve(self) -> None:
         """Raises StartError when the exact position cannot be written at the end."""
         event = ffi.new("struct ph_event *")
-        self.say({"event": "ready"})
+        self._send(READY)
         while True:
             lib.ph_worker_run(self._handle, event)
             if event.kind == lib.PH_EVENT_LOG:
@@ -68,8 +73,11 @@ class Worker:
             raise obelisk.fault_error(fault)
 
     def say(self, message: dict[str, object]) -> None:
+        self._send(json.dumps(message).encode() + b"\n")
+
+    def _send(self, line: bytes) -> None:
         try:
-            self._control.sendall(json.dumps(message).encode() + b"\n", socket.MSG_NOSIGNAL)
+            self._control.sendall(line, socket.MSG_NOSIGNAL)
         except OSError:
             self.log.warning("the supervisor is gone")
 

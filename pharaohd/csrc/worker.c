@@ -12,6 +12,7 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/signalfd.h>
 #include <sys/syscall.h>
@@ -156,8 +157,16 @@ static void find_slots(struct ph_worker *worker) {
     ph_store_relaxed(&worker->slot->rings, 0);
 }
 
+/* Pages of its own, which take memory when they are touched: most of its buffers never are. */
+static struct ph_worker *new_worker(void) {
+    void *pages = mmap(NULL, sizeof(struct ph_worker), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    return pages != MAP_FAILED ? pages : NULL;
+}
+
+static void free_worker(struct ph_worker *worker) { munmap(worker, sizeof *worker); }
+
 struct ph_worker *ph_worker_open(const struct ph_worker_config *config, struct ph_fault *fault) {
-    struct ph_worker *worker = calloc(1, sizeof *worker);
+    struct ph_worker *worker = new_worker();
     if (worker == NULL) {
         ph_fault_set(fault, PH_ERR_INTERNAL, "out of memory");
         return NULL;
@@ -171,7 +180,7 @@ struct ph_worker *ph_worker_open(const struct ph_worker_config *config, struct p
     find_slots(worker);
     prctl(PR_SET_TIMERSLACK, 1000);
     if (take_obelisk(worker, fault) != 0) {
-        free(worker);
+        free_worker(worker);
         return NULL;
     }
     /* From here on an error ends the process, and with it all that it holds. */
@@ -437,6 +446,6 @@ int ph_worker_close(struct ph_worker *worker, struct ph_fault *fault) {
     close(worker->reserve_fd);
     close(worker->signals.fd);
     close(worker->sync_events.fd);
-    free(worker);
+    free_worker(worker);
     return code;
 }

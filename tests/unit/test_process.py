@@ -15,8 +15,14 @@ from libpharaoh.errors import InternalError, NetworkFileSystemError
 from pharaohd import premises, process
 
 
+def child_of(run: Callable[[], int], keep: tuple[int, ...] = ()) -> process.Child:
+    [child] = process.fork([(run, keep)])
+    assert isinstance(child, process.Child)
+    return child
+
+
 def result_of(run: Callable[[], int], keep: tuple[int, ...] = ()) -> int:
-    return process.fork(run, keep).reap()
+    return child_of(run, keep).reap()
 
 
 def test_exit_status_and_signal() -> None:
@@ -72,7 +78,7 @@ def test_a_childs_signals_are_its_own() -> None:
             time.sleep(60)
             return 0
 
-        child = process.fork(wait, (write_end,))
+        child = child_of(wait, (write_end,))
         child.send(signal.SIGHUP)
         assert os.read(read_end, 1) == b"y"
         child.send(signal.SIGTERM)
