@@ -13,7 +13,7 @@ SOURCES = HERE / "csrc"
 CLIENT_SOURCES = HERE.parent / "libpharaoh" / "csrc"
 FILES = [
     "clock", "committer", "connection", "counters", "counting", "dense", "frame", "issuing", "journal", "link",
-    "methods", "obelisk", "producer", "ring", "supply", "syncer", "worker",
+    "methods", "obelisk", "producer", "recovery", "ring", "supply", "syncer", "worker",
 ]  # fmt: skip
 
 ffi = FFI()

@@ -3,13 +3,12 @@
 
 #include <assert.h>
 #include <fnmatch.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "ph_errors.h"
-#include "worker_api.h"
+#include "recovery.h"
 
 #define NS_PER_MS UINT64_C(1000000)
 #define BATCH_LIMIT (120 << 10)
@@ -25,66 +24,6 @@ static_assert(2 * BATCH_LIMIT + PH_OBELISK_PAGE <= PH_JOURNAL_GROWTH_MIN, "a bat
 static_assert(PH_COUNTER_RECORDS_MAX <= COPY_RESERVE, "there is always room to copy one");
 
 /* --- a life */
-
-static int visit(void *counters, const uint8_t *records, size_t length) {
-    return ph_counters_apply(counters, records, length);
-}
-
-/* Both files of a journal that is being rewritten, or the one. *rewriting says which; `journal` is the last one. */
-static int read_journal(const char *path, const struct ph_identity *identity, int writable,
-                        struct ph_counters *counters, struct ph_journal *journal, int *rewriting,
-                        struct ph_fault *fault) {
-    char next_path[520];
-    struct ph_journal base;
-    ph_journal_next_path(next_path, sizeof next_path, path);
-    int code = ph_journal_open(&base, path, identity, writable, visit, counters, fault);
-    if (code != 0) {
-        return code;
-    }
-    *journal = base;
-    *rewriting = access(next_path, F_OK) == 0;
-    if (*rewriting) {
-        code = ph_journal_open(journal, next_path, identity, writable, visit, counters, fault);
-        if (code == 0 && (journal->id != base.id || journal->first != base.number + 1)) {
-            code = ph_fault_set(fault, PH_ERR_COUNTERS_CORRUPT, "%s does not go on where %s ends", next_path, path);
-        }
-    }
-    if (code == 0 && !ph_counters_complete(counters)) {
-        code = ph_fault_set(fault, PH_ERR_COUNTERS_CORRUPT, "%s: %u of %u counters have no name", path,
-                            counters->size - counters->defined, counters->size);
-    }
-    if (code == 0 && writable) {
-        code = ph_journal_settle(&base, fault);
-        code = code != 0 || !*rewriting ? code : ph_journal_settle(journal, fault);
-    }
-    if (*rewriting || code != 0) {
-        ph_journal_close(&base);
-    }
-    if (*rewriting && code != 0) {
-        ph_journal_close(journal);
-    }
-    return code;
-}
-
-int ph_dense_inspect(const char *path, const struct ph_identity *identity, struct ph_dense_report *report,
-                     struct ph_fault *fault) {
-    struct ph_counters counters;
-    struct ph_journal journal;
-    int rewriting;
-    ph_counters_init(&counters);
-    int code = read_journal(path, identity, 0, &counters, &journal, &rewriting, fault);
-    if (code == 0) {
-        *report = (struct ph_dense_report){
-            .id = journal.id, .batch = journal.number, .bytes = journal.at, .counters = counters.defined};
-        for (uint32_t i = 0; i < counters.size; i++) {
-            const struct ph_counter *counter = ph_counters_at(&counters, i);
-            report->sessions += counter->sessions != NULL ? counter->sessions->count : 0;
-        }
-        ph_journal_close(&journal);
-    }
-    ph_counters_free(&counters);
-    return code;
-}
 
 static int check_against_obelisk(const struct ph_worker *worker, const struct ph_journal *journal,
                                  struct ph_fault *fault) {
@@ -154,7 +93,7 @@ int ph_dense_open(struct ph_worker *worker, struct ph_fault *fault) {
     if (dense == NULL) {
         return ph_fault_set(fault, PH_ERR_INTERNAL, "out of memory");
     }
-    int code = read_journal(path, &worker->config.identity, 1, &dense->counters, &journal, &rewriting, fault);
+    int code = ph_recover_counters(path, &worker->config.identity, 1, &dense->counters, &journal, &rewriting, fault);
     code = code != 0 ? code : check_against_obelisk(worker, &journal, fault);
     if (code == 0 && start(worker, dense, &journal, rewriting) != 0) {
         code = ph_fault_set(fault, PH_ERR_INTERNAL, "no thread for counters");

@@ -273,10 +273,7 @@ int ph_journal_open(struct ph_journal *journal, const char *path, const struct p
 
 /* --- writing */
 
-/*
- * Not stat: a file whose times somebody has asked for gets new ones with the next write (Linux 6.13), and on some file
- * systems the sync then writes the inode too, which takes half as long again.
- */
+/* Asks for no times: docs/decisions/0016-one-write.md. */
 static int check_path(const struct ph_journal *journal, struct ph_fault *fault) {
     struct statx by_path;
     if (statx(AT_FDCWD, journal->path, 0, STATX_INO | STATX_SIZE, &by_path) != 0) {

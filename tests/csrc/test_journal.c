@@ -684,6 +684,33 @@ static void test_growing_clears(void) {
     ph_journal_close(&journal);
 }
 
+/* --- what a batch asks of the file system */
+
+static uint64_t times_asked; /* so often somebody wanted to know when a file was written */
+
+int stat(const char *restrict path, struct stat *restrict status) {
+    times_asked++;
+    return fstatat(AT_FDCWD, path, status, 0);
+}
+
+int statx(int directory, const char *restrict path, int flags, unsigned mask, struct statx *restrict status) {
+    times_asked += (mask & (STATX_CTIME | STATX_MTIME)) != 0;
+    return (int)syscall(SYS_statx, directory, path, flags, mask, status);
+}
+
+/* One write and one sync. Who asks for a file's times makes its next write take new ones, and its sync write the inode. */
+static void test_a_batch_is_one_write(void) {
+    struct ph_journal journal = create();
+    disk.writes = disk.syncs = times_asked = 0;
+    for (uint64_t count = 1; count <= 100; count++) {
+        CHECK_EQ_U64(append(&journal, 1000), 0);
+        CHECK_EQ_U64(disk.writes, count);
+        CHECK_EQ_U64(disk.syncs, count);
+    }
+    CHECK_EQ_U64(times_asked, 0);
+    ph_journal_close(&journal);
+}
+
 static int fill_small_tmpfs(void) {
     struct ph_fault fault;
     int full = 0;
@@ -853,6 +880,7 @@ int main(void) {
     RUN(test_crashes_while_creating);
     RUN(test_full_disk);
     RUN(test_growing_clears);
+    RUN(test_a_batch_is_one_write);
     RUN(test_full_tmpfs);
     RUN(test_a_path_that_changes_is_noticed);
     RUN(test_renaming);
