@@ -11,7 +11,7 @@ PY_DIRS = $(sort $(dir $(wildcard $(addsuffix /*.py,libpharaoh pharaohd tools be
 TEST_PACKAGES := spin=spin mkfs.ext4=e2fsprogs unshare=util-linux losetup=mount ip=iproute2 \
 	strace=strace valgrind=valgrind
 
-.PHONY: help setup demo run test check lint format ctest bench model mutants clean
+.PHONY: help setup demo run test check lint format ctest bench soak model mutants clean
 
 help:
 	@echo 'setup    .venv with the package and the tools (quick when nothing changed)'
@@ -19,6 +19,7 @@ help:
 	@echo 'run      a daemon in the foreground under ./var'
 	@echo 'test     everything that CI runs; pytest alone: .venv/bin/pytest'
 	@echo 'bench    speed beside its peers; ONLY="ring socket" chooses'
+	@echo 'soak     ten minutes at full rate, SECONDS=60 for one; nothing may grow, nothing come twice'
 	@echo 'lint, format, ctest, model, mutants, clean'
 
 # One at a time: two at once would write into the same virtual environment.
@@ -74,6 +75,10 @@ ctest:
 bench: setup
 	@$(MAKE) --no-print-directory $(VENV)/.stamp-bench
 	$(BIN)/python -m bench $(ONLY)
+
+soak: setup
+	@$(MAKE) --no-print-directory $(VENV)/.stamp-bench
+	$(BIN)/python -m bench.soak $(SECONDS)
 
 # Redis is fetched by the bench itself: Debian's package would start a service.
 $(VENV)/.stamp-bench: $(VENV)/.stamp-packages

@@ -70,6 +70,14 @@ class Daemon:
             return [worker for worker in page.workers() if worker.state == WorkerState.LIVE]
         return []
 
+    def processes(self) -> dict[str, int]:
+        """By their titles, as `ps` shows them: supervisor, router, worker 0000 …"""
+        assert self._process is not None
+        own = self._process.pid
+        children = Path(f"/proc/{own}/task/{own}/children").read_text().split()
+        pids = [own, *map(int, children)]
+        return {Path(f"/proc/{pid}/cmdline").read_text().rstrip("\0").removeprefix("pharaohd: "): pid for pid in pids}
+
     def cpu_seconds(self) -> float:
         """Used so far by all threads of the live workers."""
         return sum(cpu_seconds(worker.pid) for worker in self.workers())

@@ -12,6 +12,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 RING_C = ROOT / "libpharaoh" / "csrc" / "ph_ring.c"
+WITH_RINGS = ("ring", "soak")
 WATCHDOG_S = 120.0
 
 
@@ -22,7 +23,7 @@ class BenchError(Exception):
 @cache
 def build(program: str) -> Path:
     """The path of a program of bench/csrc, built anew. Raises BenchError."""
-    sources = [str(ROOT / "bench" / "csrc" / f"{program}.c"), *([str(RING_C)] if program == "ring" else [])]
+    sources = [str(ROOT / "bench" / "csrc" / f"{program}.c"), *([str(RING_C)] if program in WITH_RINGS else [])]
     target = ROOT / "build" / "bench" / program
     target.parent.mkdir(parents=True, exist_ok=True)
     flags = ["-std=gnu11", "-O3", "-g", "-pthread", "-Wall", "-Wextra", "-Werror", f"-I{RING_C.parent}"]

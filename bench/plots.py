@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,3 +110,32 @@ def latencies(pyplot: Any, comparisons: Sequence[Comparison]) -> Any:
         axes.legend(fontsize=7)
     figure.tight_layout()
     return figure
+
+
+def soak(memory_kb: Mapping[str, Sequence[int]], clients: Mapping[str, Any], seconds: float, path: Path) -> None:
+    """Memory, rates and percentiles over the time of a soak. Raises Skipped without matplotlib."""
+    module("matplotlib").use("Agg")
+    pyplot = module("matplotlib.pyplot")
+    figure, (memory, rates, times) = pyplot.subplots(3, 1, figsize=(9, 11), sharex=True)
+    for name, sizes in memory_kb.items():
+        memory.plot(
+            [at * seconds / len(sizes) for at in range(len(sizes))], [size / 1024 for size in sizes], label=name
+        )
+    for name, slices in clients.items():
+        slice_s = seconds / len(slices)
+        at = [slice_s * number for number in range(len(slices))]
+        rates.plot(at, [one["ids"] / slice_s for one in slices], label=name)
+        for share, style in (("p50", "-"), ("p99", "--"), ("p99.9", ":")):
+            values = [one.get(f"{share}_ns", 0) / 1000 or None for one in slices]
+            if any(values):
+                times.plot(at, values, style, label=f"{name}, {share}")
+    memory.set_ylabel("memory of its own, MiB")
+    rates.set_ylabel("ids per second")
+    times.set_ylabel("µs")
+    times.set_xlabel("seconds")
+    for axes in (memory, rates, times):
+        axes.set_yscale("log")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.savefig(path, dpi=110, bbox_inches="tight", metadata={"Software": None})
+    pyplot.close(figure)
