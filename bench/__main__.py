@@ -10,13 +10,17 @@ from pathlib import Path
 from bench import plots, report
 from bench.calls import next_id
 from bench.context import Context
+from bench.cost import cpu, window
 from bench.dense import dense
+from bench.etcd import etcd
 from bench.measure import Comparison
 from bench.native import ROOT, BenchError
 from bench.peers import Skipped
 from bench.rings import next_ids, ring_c, strict
+from bench.scale import scale
 from bench.sockets import socket
 from bench.start import start
+from bench.tsoracle import tsoracle
 
 PARTS: Mapping[str, Callable[[Context], list[Comparison]]] = {
     "ring-c": ring_c,
@@ -24,8 +28,13 @@ PARTS: Mapping[str, Callable[[Context], list[Comparison]]] = {
     "next-ids": next_ids,
     "socket": socket,
     "dense": dense,
+    "etcd": etcd,
+    "tsoracle": tsoracle,
     "strict": strict,
     "start": start,
+    "cpu": cpu,
+    "window": window,
+    "scale": scale,
 }
 
 

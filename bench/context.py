@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
-from typing import Self
+from typing import Self, TypeVar
 
 from bench.bare import Bare
 from bench.daemon import Daemon
 from bench.native import ROOT
 from bench.peers import Redis, Skipped
+
+_T = TypeVar("_T")
 
 
 class Context:
@@ -43,13 +45,17 @@ class Context:
         self._stack.close()
         self._peers.clear()
 
-    def daemon(self) -> Daemon:
-        """A fresh one, with one coordinator: one serving thread, as redis-server has."""
-        return self._stack.enter_context(self.idle_daemon())
+    def daemon(self, settings: str = "") -> Daemon:
+        """A fresh one, with one coordinator: one serving thread, as redis-server has. settings: more TOML."""
+        return self._stack.enter_context(self.idle_daemon(settings=settings))
 
-    def idle_daemon(self) -> Daemon:
+    def idle_daemon(self, coordinators: int = 1, settings: str = "") -> Daemon:
         """One that is not started yet, and the caller's to stop."""
-        return Daemon(self._directory("p"))
+        return Daemon(self._directory("p"), coordinators, settings)
+
+    def enter(self, manager: AbstractContextManager[_T]) -> _T:
+        """Until the part's end."""
+        return self._stack.enter_context(manager)
 
     def bare(self) -> Bare:
         """A server that does nothing but answer."""

@@ -24,11 +24,12 @@ WATCHDOG_S = 30.0
 class Daemon:
     """`pharaohd --dir DIRECTORY`, crash safety on as ever. A context manager: running inside, gone afterwards."""
 
-    def __init__(self, directory: Path, coordinators: int = 1) -> None:
+    def __init__(self, directory: Path, coordinators: int = 1, settings: str = "") -> None:
+        """settings: more TOML."""
         self.directory = directory
         self.socket = str(directory / "rpc.sock")
         self._config = directory.with_suffix(".toml")
-        self._config.write_text(f"[cluster]\ncoordinators = {coordinators}\n")
+        self._config.write_text(f"[cluster]\ncoordinators = {coordinators}\n{settings}")
         self._process: subprocess.Popen[bytes] | None = None
 
     def spawn(self) -> None:

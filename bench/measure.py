@@ -85,6 +85,8 @@ class Comparison:
     """The same for entries of our `extra`."""
     connections: int = 0
     """Not 0: a point of the plot of throughput by connections."""
+    scale: tuple[str, float] | None = None
+    """A point of the plots of scale: what there were more and more of, and how many."""
     latency_plot: str = ""
     """Not "": the title of a plot of latencies."""
 

@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RING_C = ROOT / "libpharaoh" / "csrc" / "ph_ring.c"
-WITH_RINGS = ("ring", "soak")
+WITH_RINGS = ("ring", "rings", "soak")
 WATCHDOG_S = 120.0
 
 
@@ -54,10 +55,16 @@ class Report:
 
 def run(program: str, *arguments: object, descriptors: Sequence[int] = ()) -> Report:
     """Runs one to its end. Raises BenchError, also when the ids it received are not what they have to be."""
+    return Report(**run_raw(program, *arguments, descriptors=descriptors))
+
+
+def run_raw(program: str, *arguments: object, descriptors: Sequence[int] = ()) -> dict[str, Any]:
+    """As `run`, for a program whose report is not a `Report`."""
     command = [str(build(program)), *map(str, arguments)]
     result = subprocess.run(
         command, capture_output=True, text=True, check=False, timeout=WATCHDOG_S, pass_fds=tuple(descriptors)
     )
     if result.returncode != 0:
-        raise BenchError(f"{' '.join(command[1:])}: {result.stderr.strip() or result.returncode}")
-    return Report(**json.loads(result.stdout))
+        raise BenchError(f"{' '.join(command[1:])[:200]}: {result.stderr.strip() or result.returncode}")
+    found: dict[str, Any] = json.loads(result.stdout)
+    return found

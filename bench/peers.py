@@ -106,10 +106,16 @@ def python_generators() -> tuple[dict[str, Callable[[], object]], list[str]]:
         call: Callable[[], object] = module("snowflake").SnowflakeGenerator(1).__next__
         return call
 
+    def sonyflake() -> Callable[[], object]:
+        call: Callable[[], object] = module("sonyflake").SonyFlake().next_id
+        return call
+
     makers: dict[str, Callable[[], Callable[[], object]]] = {
         "uuid_utils.uuid7": lambda: module("uuid_utils").uuid7,
         "fastuuid.uuid7": lambda: module("fastuuid").uuid7,
         "snowflake-id": snowflake,
+        "python-ulid": lambda: module("ulid").ULID,
+        "sonyflake-py": sonyflake,
         "uuid.uuid4": lambda: uuid.uuid4,
         "time.time_ns (not unique)": lambda: clock.time_ns,
     }

@@ -17,9 +17,10 @@ def draw(comparisons: Sequence[Comparison], directory: Path) -> list[Path]:
     """Writes PNG files; returns those that there was something to draw for. Raises Skipped without matplotlib."""
     module("matplotlib").use("Agg")
     pyplot = module("matplotlib.pyplot")
-    found = [ratios(pyplot, comparisons), throughput(pyplot, comparisons), latencies(pyplot, comparisons)]
+    drawings = {"ratios": ratios, "throughput": throughput, "latency": latencies, "scale": scales}
     paths = []
-    for name, figure in zip(("ratios", "throughput", "latency"), found, strict=True):
+    for name, drawing in drawings.items():
+        figure = drawing(pyplot, comparisons)
         if figure is not None:
             path = directory / f"{name}.png"
             figure.savefig(path, dpi=110, bbox_inches="tight", metadata={"Software": None})
@@ -108,6 +109,35 @@ def latencies(pyplot: Any, comparisons: Sequence[Comparison]) -> Any:
         axes.set_ylabel("µs", fontsize=8)
         axes.grid(alpha=0.3)
         axes.legend(fontsize=7)
+    figure.tight_layout()
+    return figure
+
+
+def scales(pyplot: Any, comparisons: Sequence[Comparison]) -> Any:
+    """Figures by how many workers, connections, rings … there are: one plot for each kind of figure."""
+    groups: dict[tuple[str, str, str], list[tuple[float, Comparison]]] = {}
+    for one in comparisons:
+        if one.scale:
+            kind = one.what.split(": ")[-1] if ": " in one.what else "rate"
+            groups.setdefault((one.scale[0], kind, one.unit), []).append((one.scale[1], one))
+    if not groups:
+        return None
+    columns = min(3, len(groups))
+    rows = -(-len(groups) // columns)
+    figure, grid = pyplot.subplots(rows, columns, figsize=(5 * columns, 3.6 * rows), squeeze=False)
+    for axes in grid.flat[len(groups) :]:
+        axes.axis("off")
+    for axes, ((by, kind, unit), points) in zip(grid.flat, groups.items(), strict=False):
+        middles = [one.ours.median for _, one in points]
+        below = [one.ours.median - min(one.ours.values) for _, one in points]
+        above = [max(one.ours.values) - one.ours.median for _, one in points]
+        axes.errorbar([at for at, _ in points], middles, yerr=[below, above], marker="o", capsize=3)
+        axes.set_xscale("log")
+        axes.set_ylim(bottom=0)
+        axes.set_title(f"{kind}", fontsize=9)
+        axes.set_xlabel(by, fontsize=8)
+        axes.set_ylabel(unit, fontsize=8)
+        axes.grid(alpha=0.3)
     figure.tight_layout()
     return figure
 

@@ -10,8 +10,10 @@ import time
 
 from bench.context import Context
 from bench.daemon import Daemon
-from bench.measure import OURS, Bar, Comparison, Sample, Verifier, take_turns
+from bench.etcd import leader_lost_ms
+from bench.measure import OURS, Bar, Comparison, Sample, Series, Verifier, series, take_turns
 from bench.native import BenchError
+from bench.peers import Skipped
 from libpharaoh._socket import Connection
 from libpharaoh.errors import PharaohError
 
@@ -39,7 +41,19 @@ def start(context: Context) -> list[Comparison]:
     taken = take_turns({OURS: measure}, context.rounds)
     started = Comparison("start", "daemon started → first id", "ms", taken, {OURS: Bar(300, True, "ms")})
     what = "worker killed → next id of its coordinator"
-    return [started, Comparison("start", what, "ms", started.told(AGAIN), {OURS: Bar(50, True, "ms")})]
+    again = Comparison("start", what, "ms", started.told(AGAIN), {OURS: Bar(50, True, "ms")})
+    try:
+        again.series.append(leader_lost(context))
+    except Skipped as why:
+        context.skip(str(why))
+    return [started, again]
+
+
+def leader_lost(context: Context) -> Series:
+    """Etcd's three members on this host, whose leader is killed."""
+    rounds = range(context.rounds)
+    samples = [Sample(leader_lost_ms(context.scratch / f"etcd-{number}"), {}, 2) for number in rounds]
+    return series("etcd: leader killed → next put", samples)
 
 
 def kill(daemon: Daemon, before: int) -> float:

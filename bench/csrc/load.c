@@ -2,15 +2,18 @@
  * Load over a Unix socket, the same for both sides: each connection keeps `depth` requests in flight, replies are
  * checked byte by byte, and ids must rise on each connection and be unique over all of them.
  *
- *   load pharaoh|dense|spread|redis SOCKET CONNECTIONS DEPTH SECONDS [NAMES]
+ *   load pharaoh|dense|spread|redis|etcd SOCKET CONNECTIONS DEPTH SECONDS [NAMES]
  *
  * pharaoh: next_id. dense: assign_offset of one partition; together the offsets must have no gap. spread: assign_offset of
  * partitions chosen at random, "name 0" to "name NAMES-1"; the caller has to check their sum. redis: INCR.
+ * etcd: a put through its JSON gateway, whose revision is the id; one in flight; SOCKET is a port of 127.0.0.1.
  */
 #define _GNU_SOURCE
 #include "bench.h"
 
+#include <arpa/inet.h>
 #include <errno.h>
+#include <netinet/tcp.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
@@ -19,7 +22,7 @@
 
 #define DEPTH_MAX 64
 #define REPLY_BYTES_MAX 32
-#define REQUEST_BYTES_MAX 64
+#define REQUEST_BYTES_MAX 128
 #define REPLIES_PER_SECOND_MAX 12000000
 #define WARM_UP_NS (NS_PER_S / 10)
 #define GIVE_UP_MS 5000
@@ -128,7 +131,57 @@ static size_t redis_reply(const uint8_t *in, size_t length, uint64_t number, uin
     return 0;
 }
 
+/* A fixed body: {"key":"k","value":"1"}, each in base 64. */
+static size_t etcd_request(uint8_t *out, uint64_t number) {
+    static const char text[] = "POST /v3/kv/put HTTP/1.1\r\nHost: e\r\nContent-Length: 29\r\n\r\n"
+                               "{\"key\":\"aw==\",\"value\":\"MQ==\"}";
+    (void)number;
+    memcpy(out, text, sizeof text - 1);
+    return sizeof text - 1;
+}
+
+static size_t etcd_reply(const uint8_t *in, size_t length, uint64_t number, uint64_t *id) {
+    char text[2048];
+    (void)number;
+    if (length == 0 || length >= sizeof text) {
+        return 0;
+    }
+    memcpy(text, in, length);
+    text[length] = '\0';
+    if (strncmp(text, "HTTP/1.1 200", length < 12 ? length : 12) != 0) {
+        fail("etcd refused a put");
+    }
+    const char *body = strstr(text, "\r\n\r\n"), *bytes = strstr(text, "Content-Length: ");
+    if (body == NULL) {
+        return 0;
+    }
+    size_t whole = (size_t)(body + 4 - text) + (bytes != NULL ? (size_t)atol(bytes + 16) : 0);
+    const char *revision = strstr(body, "\"revision\":\"");
+    if (length < whole) {
+        return 0;
+    }
+    if (bytes == NULL || revision == NULL) {
+        fail("not the reply to a put");
+    }
+    *id = strtoull(revision + 12, NULL, 10);
+    return whole;
+}
+
+static int connect_to_port(const char *port) {
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons((uint16_t)atoi(port))};
+    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), one = 1;
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    if (fd < 0 || connect(fd, (struct sockaddr *)&address, sizeof address) != 0 ||
+        setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one) != 0) {
+        fail("cannot connect");
+    }
+    return fd;
+}
+
 static int connect_to(const char *path) {
+    if (path[0] != '/') {
+        return connect_to_port(path);
+    }
     struct sockaddr_un address = {.sun_family = AF_UNIX};
     strncpy(address.sun_path, path, sizeof address.sun_path - 1);
     int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
@@ -222,10 +275,11 @@ static void drive(struct run *run, struct connection *connections, size_t count,
 
 int main(int argc, char **argv) {
     static const struct protocol pharaoh = {pharaoh_request, pharaoh_reply}, dense = {dense_request, dense_reply},
-                                 spread = {spread_request, dense_reply}, redis = {redis_request, redis_reply};
+                                 spread = {spread_request, dense_reply}, redis = {redis_request, redis_reply},
+                                 etcd = {etcd_request, etcd_reply};
     int is_spread = argc == 7 && strcmp(argv[1], "spread") == 0;
     if (argc != 6 && !is_spread) {
-        fail("usage: load pharaoh|dense|spread|redis SOCKET CONNECTIONS DEPTH SECONDS [NAMES]");
+        fail("usage: load pharaoh|dense|spread|redis|etcd SOCKET CONNECTIONS DEPTH SECONDS [NAMES]");
     }
     names = is_spread ? (uint64_t)atol(argv[6]) : 0;
     int is_dense = strcmp(argv[1], "dense") == 0;
@@ -239,10 +293,11 @@ int main(int argc, char **argv) {
     for (size_t i = 0; i < count; i++) {
         connections[i].fd = connect_to(argv[2]);
     }
-    struct run run = {.protocol = strcmp(argv[1], "redis") == 0 ? &redis
-                                  : is_dense                    ? &dense
-                                  : is_spread                   ? &spread
-                                                                : &pharaoh};
+    struct run run = {.protocol = strcmp(argv[1], "redis") == 0  ? &redis
+                                  : strcmp(argv[1], "etcd") == 0 ? &etcd
+                                  : is_dense                     ? &dense
+                                  : is_spread                    ? &spread
+                                                                 : &pharaoh};
     size_t capacity = (size_t)((seconds + 1) * REPLIES_PER_SECOND_MAX);
     run.ids = record_new(capacity);
     run.latencies_ns = record_new(capacity);

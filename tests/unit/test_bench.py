@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from bench import __main__ as bench
-from bench import native, plots, report
+from bench import cost, native, plots, readme, report, scale
 from bench.context import Context
 from bench.measure import OURS, Bar, Comparison, Sample, Verifier, series, take_turns
 from bench.native import BenchError
@@ -208,3 +208,22 @@ def test_load_counts_and_verifies_replies() -> None:
     assert found.last - found.first >= found.ids - 1
     assert found.latency_ns is not None
     assert list(found.latency_ns.values()) == sorted(found.latency_ns.values())
+
+
+def test_the_readme_tells_what_was_measured() -> None:
+    """Both committed runs are in its table, and each figure that falls short has its reason."""
+    assert readme.main(["--check"]) == 0
+
+
+def test_a_figure_that_falls_short_needs_a_reason() -> None:
+    falls_short = {("part: what", "peer"): comparison().verdicts()[1]}
+    with pytest.raises(KeyError, match="part: what / peer"):
+        list(readme.short(falls_short))
+
+
+def test_quick_runs_of_scale_and_cost() -> None:
+    with Context(quick=True, rounds=1) as context:
+        found = [*scale.rings(context, 3, 1), scale.connections(context, 5, 1), *scale.workers(context, 2, 1)]
+        assert all(one.ours.median > 0 for one in found if not one.what.endswith(scale.CPU))
+        context.end_part()
+        assert {one.ours.ids > 0 for one in cost.window(context) if one.what.endswith("space")} == {True}
