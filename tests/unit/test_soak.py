@@ -53,7 +53,7 @@ def test_a_process_is_looked_at() -> None:
     ],
 )
 def test_rates_and_latencies(late: dict[str, float], kept: list[bool]) -> None:
-    early = {"ids": 100, "p50_ns": 1000, "p99_ns": 2000, "p99.9_ns": 4000}
+    early = {"ids": 100.0, "p50_ns": 1000.0, "p99_ns": 2000.0, "p99.9_ns": 4000.0}
     found = judged_client("c", [early] * 5 + [early | late] * 5, 1.0)
     assert [one.flat for one in found] == kept
 
@@ -67,7 +67,7 @@ def bitmap(tmp_path: Path) -> Path:
 
 
 def checked(bitmap: Path, ids: list[int]) -> subprocess.CompletedProcess[bytes]:
-    command = [native.build("soak"), "stdin", bitmap, str(BASE_MS), "1", "1"]
+    command = [str(native.build("soak")), "stdin", str(bitmap), str(BASE_MS), "1", "1"]
     return subprocess.run(command, input=array("Q", ids).tobytes(), capture_output=True, check=False)
 
 
