@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import time
@@ -15,10 +16,12 @@ from bench.measure import OURS, Comparison, Sample, Verifier, take_turns
 from bench.native import ROOT, WATCHDOG_S, BenchError, Report
 from bench.peers import Skipped
 from bench.sockets import loaded
+from tools import debian
 
 MANY = 50
 CARGO_DIR = ROOT / "build" / "cargo"
 BUILD_S = 1200
+PROTOC_PACKAGES = ("protobuf-compiler", "libprotoc32", "libprotobuf32", "libprotobuf-dev")
 
 
 def tsoracle(context: Context) -> list[Comparison]:
@@ -44,6 +47,20 @@ def tsoracle(context: Context) -> list[Comparison]:
     return found
 
 
+def environment() -> dict[str, str]:
+    """With protoc, which the crates need: the machine's own, else Debian's, unpacked below build/. Raises Skipped."""
+    if shutil.which("protoc") is not None:
+        return dict(os.environ)
+    try:
+        tree = debian.unpacked("protobuf-compiler", PROTOC_PACKAGES)
+    except debian.NotHere as why:
+        raise Skipped(f"tsoracle: {why}") from None
+    return debian.environment(tree) | {
+        "PROTOC": str(tree / "usr/bin/protoc"),
+        "PROTOC_INCLUDE": str(tree / "usr/include"),
+    }
+
+
 def built() -> tuple[Path, Path]:
     """The server and the load generator; built once, which takes minutes. Raises Skipped."""
     if shutil.which("cargo") is None:
@@ -54,8 +71,9 @@ def built() -> tuple[Path, Path]:
         ["cargo", "install", "--quiet", "--locked", "tsoracle@2.3.3", *features, "--root", str(CARGO_DIR), *target],
         ["cargo", "build", "--quiet", "--release", "--manifest-path", str(ROOT / "bench/rust/Cargo.toml"), *target],
     ]
+    variables = environment()
     for command in commands:
-        result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=BUILD_S)
+        result = subprocess.run(command, env=variables, capture_output=True, text=True, check=False, timeout=BUILD_S)
         if result.returncode != 0:
             raise Skipped(f"tsoracle: {' '.join(command[:4])}: {result.stderr.strip().splitlines()[-1:]}")
     return CARGO_DIR / "bin" / "tsoracle", CARGO_DIR / "target" / "release" / "tsoracle-load"
