@@ -21,6 +21,7 @@ from bench.scale import scale
 from bench.sockets import socket
 from bench.start import start
 from bench.tsoracle import tsoracle
+from libpharaoh.errors import PharaohError
 
 PARTS: Mapping[str, Callable[[Context], list[Comparison]]] = {
     "ring-c": ring_c,
@@ -52,10 +53,14 @@ def matches(name: str, words: Sequence[str]) -> bool:
 
 
 def run(parts: Sequence[str], context: Context) -> list[Comparison]:
+    """What all parts found. One that fails is named among what was skipped, and spoils no other."""
     found = []
     for name in parts:
         print(f"{name} …", file=sys.stderr, flush=True)
-        found += PARTS[name](context)
+        try:
+            found += PARTS[name](context)
+        except (BenchError, PharaohError) as error:
+            context.fail(f"{name}: {error}")
         context.end_part()
     return found
 
@@ -89,11 +94,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "mode": "quick: the figures mean nothing" if options.quick else "full",
     }
     try:
-        with Context(quick=options.quick, rounds=rounds) as context:
-            comparisons = run(chosen(options.parts), context)
+        parts = chosen(options.parts)
     except BenchError as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
+    with Context(quick=options.quick, rounds=rounds) as context:
+        comparisons = run(parts, context)
     page = publish(
         comparisons,
         facts | ({"redis": context.redis_version} if context.redis_version else {}),
@@ -102,7 +108,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     print(page)
     print(f"written to {directory}", file=sys.stderr)
-    return 0
+    for failure in context.failures:
+        print(f"bench: {failure}", file=sys.stderr)
+    return 1 if context.failures else 0
 
 
 if __name__ == "__main__":

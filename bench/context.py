@@ -25,6 +25,7 @@ class Context:
         self.seconds = 0.2 if quick else 1.0
         """Of one contestant in one round."""
         self.skipped: list[str] = []
+        self.failures: list[str] = []
         self.redis_version = ""
         """Of the one that was measured, if any was."""
         self._stack = ExitStack()
@@ -77,6 +78,11 @@ class Context:
         directory = Path(tempfile.mkdtemp(prefix=prefix, dir=self.scratch))
         self._stack.callback(shutil.rmtree, directory, ignore_errors=True)
         return directory
+
+    def fail(self, what: str) -> None:
+        """Notes a part that could not be measured although it should."""
+        self.failures.append(what)
+        self.skip(f"failed: {what}")
 
     def skip(self, what: str) -> None:
         """Names what could not be measured."""

@@ -135,7 +135,7 @@ def connections(context: Context, count: int, rounds: int) -> Comparison:
 
 def rings(context: Context, count: int, rounds: int) -> list[Comparison]:
     """All of one coordinator, drained by one thread."""
-    daemon, verifier = context.daemon(), Verifier()
+    daemon, verifier = context.daemon(f"[ring]\nrings_max = {4 * count}\n"), Verifier()  # a user may have half
 
     def measure() -> Sample:
         with ExitStack() as stack:

@@ -7,7 +7,7 @@
 
 use std::time::{Duration, Instant};
 
-use tsoracle_client::Client;
+use tsoracle_client::{Client, ClientBuilder};
 
 const WARM_UP: Duration = Duration::from_millis(100);
 const SHARES: [&str; 10] = ["0", "0.01", "0.1", "0.25", "0.5", "0.75", "0.9", "0.99", "0.999", "1"];
@@ -47,7 +47,9 @@ async fn main() -> Outcome<()> {
     let (connections, seconds): (usize, f64) = (connections.parse()?, seconds.parse()?);
     let mut clients = Vec::new();
     for _ in 0..connections {
-        clients.push(Client::connect(vec![endpoint.clone()]).await?);
+        // By default it waits a millisecond for others to ask along: there are none on a connection of its own.
+        let builder = ClientBuilder::endpoints(vec![endpoint.clone()]).batch_flush_interval(Duration::ZERO);
+        clients.push(builder.build().await?);
     }
     let start = Instant::now() + WARM_UP;
     let end = start + Duration::from_secs_f64(seconds);
