@@ -133,7 +133,8 @@ void ph_ring_rung(struct ph_worker *worker, struct ph_ring_owner *ring) {
         return;
     }
     int satisfied = answer_request(worker, ring);
-    satisfied &= feed(worker, ring, worker->starving_count > 0 ? SHARE_MIN : UINT64_MAX);
+    /* Where others starve it waits for its turn: something at once for each bell would go to those who ring most. */
+    satisfied &= worker->starving_count == 0 && feed(worker, ring, UINT64_MAX);
     if (!satisfied && !ring->connection->closed) {
         start_starving(worker, ring);
         ph_worker_renew_ceiling(worker);

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import resource
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from tests.counted.conftest import Check
 from tests.counted.lone import Lone, lone_worker
 from tests.support.wire import Wire
 
-MANY = 200
+MANY = 450
 NAMES = 40_000
 
 
@@ -30,6 +31,8 @@ def lone(directory: Path) -> object:
 
 
 def test_connections(lone: Lone, check: Check) -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     with ExitStack() as stack:
         found = []
         for _ in range(3):
