@@ -25,7 +25,7 @@ IDLE_S = 3.0
 WATCHDOG_S = 120.0
 PSS, CPU, FIRST_ID = "memory of a worker", "processor time of all while idle", "to the first id"
 SHARE, FAIR = "share of the id space", "fairness: least / most that a ring got"
-PER_REQUEST, PER_CONNECTION = "worker per request", "memory of a connection"
+PER_REQUEST = "worker per request"
 
 
 def scale(context: Context) -> list[Comparison]:
@@ -109,22 +109,19 @@ def pss_bytes(pid: int) -> int:
 
 
 def connections(context: Context, count: int, rounds: int) -> Comparison:
-    """One request in flight on each. `load` tells the rate; the worker's memory is compared with that before."""
+    """One request in flight on each."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     try:
         daemon = context.daemon("[rpc]\nconnections_per_uid_max = 8192\n")
-        [worker] = daemon.workers()
-        before, verifier = pss_bytes(worker.pid), Verifier()
+        verifier = Verifier()
 
         def measure() -> Sample:
             watch = Stopwatch(daemon)
             report = native.run("load", "pharaoh", daemon.socket, count, 1, context.seconds)
             seconds, share = watch.read()
             ids = verifier.add_range(report.first, report.last, report.ids)
-            extra = {f"{PER_REQUEST}, ns": 1e9 * share * seconds / report.ids}
-            extra[f"{PER_CONNECTION}, bytes"] = max(0, pss_bytes(worker.pid) - before) / count
-            return Sample(report.per_second, extra, ids)
+            return Sample(report.per_second, {f"{PER_REQUEST}, ns": 1e9 * share * seconds / report.ids}, ids)
 
         taken = take_turns({OURS: measure}, rounds)
     finally:
