@@ -321,7 +321,7 @@ static int wait_for_events(struct ph_worker *worker, struct epoll_event *events)
     if (count == 0 && (!committing || is_committing(worker))) {
         count = sleep_for_events(worker, events);
     }
-    if (!committing && count > 0) {
+    if (!committing) { /* also when nothing came: after a second's sleep nothing is likely to come at once */
         worker->last_wait_ns = ph_monotonic_ns() - worker->monotonic_ns;
     }
     return count;
