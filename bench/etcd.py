@@ -13,9 +13,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
 
-from bench import native
 from bench.context import Context
-from bench.measure import OURS, Comparison, Sample, Verifier, take_turns
+from bench.measure import OURS, Comparison, Verifier, take_turns
 from bench.native import BenchError
 from bench.peers import Skipped
 from bench.sockets import loaded
@@ -36,13 +35,10 @@ def etcd(context: Context) -> list[Comparison]:
     daemon, found = context.daemon(), []
     verifiers = {name: Verifier() for name in (OURS, "etcd")}
     for connections in (1, MANY):
-
-        def theirs(connections: int = connections) -> Sample:
-            report = native.run("load", "etcd", peer.port, connections, 1, context.seconds)
-            ids = verifiers["etcd"].add_range(report.first, report.last, report.ids)
-            return Sample(report.per_second, {}, ids, report.latency_ns)
-
-        contestants = {OURS: loaded("dense", daemon, connections, 1, context, verifiers[OURS]), "etcd put": theirs}
+        contestants = {
+            OURS: loaded("dense", daemon, connections, 1, context, verifiers[OURS]),
+            "etcd put": loaded("etcd", peer, connections, 1, context, verifiers["etcd"]),
+        }
         what = f"offsets by {connections} connection{'s' if connections > 1 else ''}"
         taken = take_turns(contestants, context.rounds)
         found.append(Comparison("etcd", what, "requests/s", taken, latency_plot=f"etcd: {what}"))
@@ -71,6 +67,8 @@ class Etcd:
 
     def __init__(self, directory: Path, name: str = "m0", peers: dict[str, int] | None = None) -> None:
         self.port = free_port()
+        self.socket = str(self.port)
+        """As the load generator wants it."""
         self._directory, self._name = directory, name
         self._peers = peers or {name: free_port()}
         self.process: subprocess.Popen[bytes] | None = None

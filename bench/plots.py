@@ -87,17 +87,23 @@ def throughput(pyplot: Any, comparisons: Sequence[Comparison]) -> Any:
     return figure
 
 
+def grid_of(pyplot: Any, count: int) -> tuple[Any, list[Any]]:
+    """A figure of so many panels, three in a row."""
+    columns = min(3, count)
+    rows = -(-count // columns)
+    figure, grid = pyplot.subplots(rows, columns, figsize=(5 * columns, 3.6 * rows), squeeze=False)
+    for axes in grid.flat[count:]:
+        axes.axis("off")
+    return figure, list(grid.flat[:count])
+
+
 def latencies(pyplot: Any, comparisons: Sequence[Comparison]) -> Any:
     """Latency over the share of slower cases, both on log axes: 0.01 is p99."""
     timed = [one for one in comparisons if one.latency_plot]
     if not timed:
         return None
-    columns = min(3, len(timed))
-    rows = -(-len(timed) // columns)
-    figure, grid = pyplot.subplots(rows, columns, figsize=(5 * columns, 3.6 * rows), squeeze=False)
-    for axes in grid.flat[len(timed) :]:
-        axes.axis("off")
-    for axes, comparison in zip(grid.flat, timed, strict=False):
+    figure, panels = grid_of(pyplot, len(timed))
+    for axes, comparison in zip(panels, timed, strict=True):
         for series in comparison.series:
             points = {1 - float(share): ns / 1000 for share, ns in (series.latency_ns or {}).items() if share != "1"}
             axes.plot(points.keys(), points.values(), marker=".", label=series.name)
@@ -122,12 +128,8 @@ def scales(pyplot: Any, comparisons: Sequence[Comparison]) -> Any:
             groups.setdefault((one.scale[0], kind, one.unit), []).append((one.scale[1], one))
     if not groups:
         return None
-    columns = min(3, len(groups))
-    rows = -(-len(groups) // columns)
-    figure, grid = pyplot.subplots(rows, columns, figsize=(5 * columns, 3.6 * rows), squeeze=False)
-    for axes in grid.flat[len(groups) :]:
-        axes.axis("off")
-    for axes, ((by, kind, unit), points) in zip(grid.flat, groups.items(), strict=False):
+    figure, panels = grid_of(pyplot, len(groups))
+    for axes, ((by, kind, unit), points) in zip(panels, groups.items(), strict=True):
         middles = [one.ours.median for _, one in points]
         below = [one.ours.median - min(one.ours.values) for _, one in points]
         above = [max(one.ours.values) - one.ours.median for _, one in points]

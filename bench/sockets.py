@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from operator import itemgetter
+from typing import Protocol
 
 from bench import native
-from bench.bare import Bare
 from bench.context import Context
-from bench.daemon import Daemon
 from bench.measure import OURS, Bar, Comparison, Sample, Verifier, take_turns
-from bench.peers import Redis
 
 REDIS, REDIS_DURABLE = "Redis INCR, no persistence", "Redis INCR, appendfsync always"
 BARE = "a server that only answers"
@@ -58,8 +56,14 @@ def shapes(context: Context) -> list[tuple[int, int]]:
     return [(1, 1), (4, 1), (16, 1), (MANY, 1), (200, 1), (MANY, IN_FLIGHT)]
 
 
+class Server(Protocol):
+    """What the load generator can ask."""
+
+    socket: str
+
+
 def loaded(
-    protocol: str, server: Daemon | Redis | Bare, connections: int, in_flight: int, context: Context, verifier: Verifier
+    protocol: str, server: Server, connections: int, in_flight: int, context: Context, verifier: Verifier
 ) -> Callable[[], Sample]:
     def measure() -> Sample:
         report = native.run("load", protocol, server.socket, connections, in_flight, context.seconds)

@@ -17,6 +17,7 @@ import pytest
 from tests.support import ledger
 from tests.support.daemon import ROOT, Daemon, short_directory, wait_until
 from tests.support.drawer import drawers
+from tools import mutate
 
 SANITIZE = "-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer"
 SPAN_S = 1.0
@@ -39,8 +40,7 @@ def sanitized_tree(directory: Path) -> Path:
     environ = os.environ | {"PYTHONPATH": str(tree), "CFLAGS": SANITIZE, "LDFLAGS": SANITIZE}
     for file in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / file, tree)
-    command = [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"]
-    subprocess.run(command, cwd=tree, env=environ, check=True, capture_output=True, timeout=100)
+    subprocess.run([sys.executable, *mutate.BUILD], cwd=tree, env=environ, check=True, capture_output=True, timeout=100)
     return tree
 
 
