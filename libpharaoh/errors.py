@@ -92,7 +92,7 @@ class AfterTooFarError(RequestError):
     name = "AFTER_TOO_FAR"
     retryable = False
     message = "`after` lies further in the future than clock.after_ms_max allows"
-    hint = "the id passed as `after` is foreign, damaged, or comes from a host whose clock is wrong"
+    hint = "the id passed as `after` is foreign or damaged, or comes from a host whose clock is ahead of this one's"
 
 
 class PermissionDeniedError(RequestError):
@@ -424,7 +424,8 @@ class ObeliskMissingError(StartError):
     retryable = False
     message = "the Obelisk of a known coordinator is missing"
     hint = (
-        "restore the file, or `pharaohctl obelisk bump N --create` to start it anew above every id it can have issued"
+        "restore the file, then `pharaohctl obelisk bump N`; or make it anew with `pharaohctl obelisk bump N "
+        "--create`"
     )
     exit_status = 86
 
@@ -437,7 +438,8 @@ class ObeliskCorruptError(StartError):
     retryable = False
     message = "the Obelisk holds no valid record"
     hint = (
-        "restore the file, or `pharaohctl obelisk bump N --create` to start it anew above every id it can have issued"
+        "restore the file, then `pharaohctl obelisk bump N`; or make it anew with `pharaohctl obelisk bump N "
+        "--create`"
     )
     exit_status = 87
 
@@ -450,7 +452,8 @@ class ObeliskTruncatedError(StartError):
     retryable = False
     message = "the Obelisk is shorter than it was made"
     hint = (
-        "restore the file, or `pharaohctl obelisk bump N --create` to start it anew above every id it can have issued"
+        "restore the file, then `pharaohctl obelisk bump N`; or make it anew with `pharaohctl obelisk bump N "
+        "--create`"
     )
     exit_status = 88
 
@@ -569,6 +572,33 @@ class CountersCorruptError(StartError):
     exit_status = 97
 
 
+class StateDirEmptyError(StartError):
+    """STATE_DIR_EMPTY (7019): the state directory has no manifest: its volume is not mounted, its path is
+    wrong, or it is new.
+    """
+
+    code = 7019
+    name = "STATE_DIR_EMPTY"
+    retryable = False
+    message = "the state directory has no manifest: its volume is not mounted, its path is wrong, or it is new"
+    hint = (
+        "mount the volume or correct host.state_dir; only for a new host: run `pharaohd --init` once with the same "
+        "options"
+    )
+    exit_status = 98
+
+
+class RepairUnsureError(StartError):
+    """REPAIR_UNSURE (7020): no file tells how far this host's ids have come, so the operator has to."""
+
+    code = 7020
+    name = "REPAIR_UNSURE"
+    retryable = False
+    message = "no file tells how far this host's ids have come, so the operator has to"
+    hint = "repeat the command with --clock-ok or with --above, whichever is true"
+    exit_status = 99
+
+
 class SyncFailedError(StartError):
     """SYNC_FAILED (7101): a write or sync of the Obelisk failed; the worker gave up at once and its successor
     reserves anew.
@@ -653,6 +683,8 @@ by_code: dict[int, type[PharaohError]] = {
     7016: ManifestError,
     7017: CountersMissingError,
     7018: CountersCorruptError,
+    7019: StateDirEmptyError,
+    7020: RepairUnsureError,
     7101: SyncFailedError,
     7102: ObeliskLostError,
     7103: InternalError,

@@ -12,20 +12,23 @@ HERE = Path(__file__).parent
 SOURCES = HERE / "csrc"
 CLIENT_SOURCES = HERE.parent / "libpharaoh" / "csrc"
 FILES = [
-    "clock", "committer", "connection", "counters", "counting", "dense", "frame", "issuing", "journal", "link",
-    "methods", "obelisk", "producer", "recovery", "ring", "supply", "syncer", "worker",
+    "clock", "committer", "connection", "counters", "counting", "dense", "evidence", "frame", "hosttime", "issuing",
+    "journal", "link", "methods", "mint", "obelisk", "producer", "recovery", "ring", "strict", "supply", "syncer",
+    "worker",
 ]  # fmt: skip
 
 ffi = FFI()
 ffi.cdef("typedef int... off_t;")
 ffi.cdef(struct(CLIENT_SOURCES / "ph_scarab.h", "ph_layout"))
-ffi.cdef(struct(SOURCES / "clock.h", "ph_clock_sample"))
+ffi.cdef(declarations(SOURCES / "clock.h"))
+ffi.cdef(declarations(SOURCES / "hosttime.h"))
 ffi.cdef(declarations(SOURCES / "stats.h"))
 ffi.cdef(declarations(SOURCES / "obelisk.h"))
+ffi.cdef(declarations(SOURCES / "evidence.h"))
 ffi.cdef(declarations(SOURCES / "worker_api.h"))
 ffi.set_source(
     "pharaohd._core",
-    '#include "obelisk.h"\n#include "stats.h"\n#include "worker_api.h"\n',
+    '#include "evidence.h"\n#include "obelisk.h"\n#include "stats.h"\n#include "worker_api.h"\n',
     sources=[f"pharaohd/csrc/{name}.c" for name in FILES],
     include_dirs=[str(SOURCES), str(CLIENT_SOURCES)],
     extra_compile_args=COMPILE_ARGS,

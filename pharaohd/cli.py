@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import click
 
-from libpharaoh.errors import StartError
+from libpharaoh.errors import StartError, StateDirError
 from pharaohd import log
 from pharaohd import settings as settings_module
 from pharaohd.contract import RouterSpec
@@ -33,8 +34,13 @@ def version_text() -> str:
     help="Keep everything under DIR, for this user alone: a throw-away or single-user daemon.",
 )  # fmt: skip
 @click.option("--validate", is_flag=True, help="Check the settings and exit.")
+@click.option(
+    "--init", "make_new", is_flag=True,
+    help="Make a new state directory and exit. Without it one that has no manifest is refused: its volume may not be "
+    "mounted. --dir makes its own.",
+)  # fmt: skip
 @click.version_option(version_text(), prog_name="pharaohd")
-def main(config: Path | None, directory: Path | None, validate: bool) -> None:
+def main(config: Path | None, directory: Path | None, validate: bool, make_new: bool) -> None:
     """Hands out unique, time-ordered 64-bit ids to the processes of this host.
 
     SIGTERM and SIGINT stop it, SIGQUIT stops it without waiting, SIGHUP reads the settings again. The exit status
@@ -46,18 +52,44 @@ def main(config: Path | None, directory: Path | None, validate: bool) -> None:
         if validate:
             click.echo("pharaohd: the settings are valid")
             return
-        serve(settings, load)
+        if make_new:
+            click.echo(f"pharaohd: {init(settings)}")
+            return
+        serve(settings, load, may_be_new=directory is not None)
     except StartError as error:
         sys.exit(report(error))
 
 
-def serve(settings: Settings, load: partial[Settings]) -> None:
+def init(settings: Settings) -> str:
+    """Makes the state directory, unless it has been made; what there is to say. Raises StartError."""
+    from pharaohd import manifest
+    from pharaohd.premises import check_state_dir, converted
+
+    state_dir = settings.host.state_dir
+    with converted(StateDirError, state_dir):
+        if manifest.exists(state_dir):
+            return f"{state_dir} has been made before; nothing is changed"
+        os.makedirs(state_dir, mode=0o700, exist_ok=True)
+        check_state_dir(state_dir)
+        manifest.ensure(state_dir, settings.host.owns, creator(settings), may_be_new=True)
+    return f"{state_dir} is made, with {len(settings.host.owns)} coordinators"
+
+
+def creator(settings: Settings) -> Callable[[int, str], None]:
+    """Makes a coordinator's first file at a path."""
+    from pharaohd import hosttime, obelisk
+
+    def create(coordinator: int, path: str) -> None:
+        first = hosttime.first_record(hosttime.Clock(settings))
+        obelisk.create(path, obelisk.identity_for(settings, coordinator), first)
+
+    return create
+
+
+def serve(settings: Settings, load: partial[Settings], *, may_be_new: bool) -> None:
     # Here and not above: --validate and --help need no core. All before the first fork, so that workers share it.
     from pharaohd import obelisk, worker
     from pharaohd.supervisor import Supervisor
-
-    def create(coordinator: int, path: str) -> None:
-        obelisk.create(path, obelisk.identity_for(settings, coordinator))
 
     def route(spec: RouterSpec) -> int:
         from pharaohd import router  # in the router's process alone: workers do without what it needs
@@ -66,7 +98,7 @@ def serve(settings: Settings, load: partial[Settings]) -> None:
 
     log.configure(settings.log.level, settings.log.format)
     obelisk.identity_for(settings, 0)  # digests what all workers need, so that none of them has to
-    Supervisor(settings, worker.run, route, create, load).run()
+    Supervisor(settings, worker.run, route, creator(settings), load, may_be_new=may_be_new).run()
 
 
 def report(error: StartError) -> int:

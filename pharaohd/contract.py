@@ -39,6 +39,8 @@ class WorkerSpec:
     """The stream to the supervisor."""
     stats_address: int
     """Where the statistics page (struct ph_stats_header) is mapped in this process."""
+    host_page_address: int
+    """Where the host's page (struct ph_host_page) is mapped in this process."""
     settings: Settings
 
 

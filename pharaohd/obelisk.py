@@ -21,11 +21,7 @@ from libpharaoh.errors import (
     CountersCorruptError,
     CountersMissingError,
     InternalError,
-    ObeliskChangedError,
-    ObeliskCorruptError,
-    ObeliskForeignError,
     ObeliskMissingError,
-    ObeliskTooNewError,
     StartError,
     by_code,
 )
@@ -34,8 +30,8 @@ from pharaohd.settings import Layout, Settings
 
 MACHINE_ID = Path("/etc/machine-id")
 NO_HOST = bytes(16)
-BUMP_MARGIN_MS = 70_000
-"""How far above the clock a repaired Obelisk starts at least: the largest window, the default of clock.after_ms_max."""
+AHEAD_WARNING_MS = 70_000
+"""A ceiling so far ahead of the clock is worth a warning: the largest reach of a ceiling, and some."""
 RECORD_FILE_ID = slice(16, 24)
 
 
@@ -63,10 +59,13 @@ class Record:
     ceiling_ms: int
     """The ceiling as Unix time in milliseconds."""
     clean: bool
-    virtual_ns: int
+    host_ns: int
+    """Host time when the record was asked for, and the clocks at that moment."""
     realtime_ns: int
     boottime_ns: int
     boot_id: str
+    start_id: int
+    """The host start, or the repair, that wrote it; 0: a version that knew none."""
     counters_id: int
     """Which journal of dense counters belongs to this file; 0: none."""
     counters_batch: int
@@ -127,15 +126,19 @@ def identity_for(settings: Settings, coordinator: int) -> Identity:
 
 def fill_identity(target: Any, identity: Identity) -> None:
     """Copies an identity into a `struct ph_identity`."""
-    layout = identity.layout
     target.coordinator = identity.coordinator
     target.modulus = identity.modulus
-    target.layout.ms_bits = layout.ms_bits
-    target.layout.coordinator_bits = layout.coordinator_bits
-    target.layout.sequence_bits = layout.sequence_bits
-    target.layout.epoch_ms = identity.epoch_ms
+    fill_layout(target.layout, identity.layout, identity.epoch_ms)
     ffi.memmove(target.cluster_id, identity.cluster_id, 16)
     ffi.memmove(target.host_id, identity.host_id, 16)
+
+
+def fill_layout(target: Any, layout: Layout, epoch_ms: int) -> None:
+    """Copies a layout into a `struct ph_layout`."""
+    target.ms_bits = layout.ms_bits
+    target.coordinator_bits = layout.coordinator_bits
+    target.sequence_bits = layout.sequence_bits
+    target.epoch_ms = epoch_ms
 
 
 def fault_error(fault: Any) -> StartError:
@@ -145,12 +148,15 @@ def fault_error(fault: Any) -> StartError:
     return error_class(detail) if issubclass(error_class, StartError) else InternalError(detail)
 
 
-def create(path: str, identity: Identity, ceiling: int = 0) -> None:
-    """Makes the file, durably and at once: it has its name only when it is whole. Raises StateDirError."""
+def create(path: str, identity: Identity, first: Any) -> None:
+    """Makes the file, durably and at once: it has its name only when it is whole. Raises StateDirError.
+
+    first: a `struct ph_record *` of which ceiling, sample, start_id and clean count.
+    """
     target = ffi.new("struct ph_identity *")
     fault = ffi.new("struct ph_fault *")
     fill_identity(target, identity)
-    if lib.ph_obelisk_create(os.fsencode(path), target, ceiling, fault):
+    if lib.ph_obelisk_create(os.fsencode(path), target, first, fault):
         raise fault_error(fault)
 
 
@@ -200,10 +206,11 @@ def decode_record(data: bytes, slot: int, raw_identity: Any, file_id: int, ident
         record.ceiling,
         (record.ceiling >> identity.layout.sequence_bits) + identity.epoch_ms,
         bool(record.clean),
-        sample.virtual_ns,
+        sample.host_ns,
         sample.realtime_ns,
         sample.boottime_ns,
         bytes(sample.boot_id).hex(),
+        record.start_id,
         record.counters_id,
         record.counters_batch,
     )
@@ -256,7 +263,7 @@ def verify(path: str | Path, expected: Identity | None = None, end_warning_days:
     if days_left < end_warning_days:
         warnings.append(f"the layout's milliseconds end in {days_left:.0f} days")
     ahead_ms = report.newest.ceiling_ms - time.time_ns() // 1_000_000 if report.newest else 0
-    if ahead_ms > BUMP_MARGIN_MS:
+    if ahead_ms > AHEAD_WARNING_MS:
         warnings.append(f"the ceiling is {ahead_ms} ms ahead of this host's clock")
     return replace(
         report,
@@ -298,109 +305,8 @@ def exclusively(path: str | Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def repair_margin_ms(settings: Settings) -> int:
-    """How far ahead of the clock ids may have been issued under these settings, or the defaults."""
-    return max(BUMP_MARGIN_MS, settings.obelisk.window_ms + settings.clock.after_ms_max)
-
-
-def check_counters(path: str | Path, identity: Identity, newest: Record | None, drop: bool) -> None:
-    """A repaired Obelisk takes over the journal that lies beside it, so that has to be the right one, and whole.
-
-    drop: puts it out of the way instead; its counters then start anew. Raises StartError.
-    """
-    if not drop:
-        inspect_counters(path, identity, newest)
-        return
-    journal = counters_beside(path)
-    for file in (journal, journal.with_name(f"{journal.name}.next")):
-        with contextlib.suppress(FileNotFoundError):
-            file.rename(file.with_name(f"{file.name}.dropped"))
-
-
-def adopt(
-    path: str | Path, identity: Identity, *, bump: bool, drop_counters: bool = False, margin_ms: int = BUMP_MARGIN_MS
-) -> int:
-    """Makes a foreign file this host's own; returns its ceiling. With `bump`, above whatever its original may issue.
-
-    The file must be whole and of the same coordinator and layout, and so must the journal of its counters, unless
-    `drop_counters` puts that out of the way. Raises StartError.
-    """
-    with exclusively(path):
-        report = inspect(path)
-        if report.identity is None or report.newest is None:
-            raise ObeliskCorruptError("; ".join(report.problems))
-        same = replace(report.identity, host_id=identity.host_id, cluster_id=identity.cluster_id)
-        if found := list(differences(same, identity)):
-            raise ObeliskChangedError("; ".join(found))
-        check_counters(path, identity, report.newest, drop_counters)
-        ceiling = report.newest.ceiling
-        if bump:
-            ceiling = max(ceiling, ceiling_from_clock(identity)) + (margin_ms << identity.layout.sequence_bits)
-        create(str(path), identity, ceiling)
-        return ceiling
-
-
-def bump(
-    path: str | Path,
-    identity: Identity,
-    *,
-    create_missing: bool = False,
-    drop_counters: bool = False,
-    margin_ms: int = BUMP_MARGIN_MS,
-) -> int:
-    """Raises the ceiling to `margin_ms` above the clock, every valid record and the siblings'; returns it. Never lower.
-
-    The siblings' ceilings tell how far virtual time was ahead of the clock, which a lost file no longer can.
-
-    create_missing: also for a file that is missing, truncated, damaged or another coordinator's. drop_counters: puts
-    the journal of its counters out of the way, which must be whole otherwise. Raises StartError.
-    """
-    with exclusively(path):
-        try:
-            report = inspect(path)
-        except ObeliskMissingError:
-            if not create_missing:
-                raise
-            known, newest = [], None
-        else:
-            check_bump(report, identity, create_missing)
-            known = [record.ceiling for record in report.records if record.valid] or salvaged_ceilings(path, identity)
-            newest = report.newest if report.identity == identity else None
-        check_counters(path, identity, newest, drop_counters)
-        least = max([ceiling_from_clock(identity), *known, *sibling_ceilings(path, identity)])
-        ceiling = least + (margin_ms << identity.layout.sequence_bits)
-        create(str(path), identity, ceiling)
-        return ceiling
-
-
-def sibling_ceilings(path: str | Path, identity: Identity) -> Iterator[int]:
-    """Of the other Obelisks in the directory whose ticks mean the same."""
-    for sibling in Path(path).parent.glob("*.obelisk"):
-        if sibling != Path(path):
-            report = inspect(sibling)
-            found = report.identity
-            if found is not None and (found.layout, found.epoch_ms) == (identity.layout, identity.epoch_ms):
-                yield from (record.ceiling for record in report.records if record.valid)
-
-
-def check_bump(report: ObeliskReport, identity: Identity, create_missing: bool) -> None:
-    """Raises StartError when the file is not the bump's to replace, or its ceilings are in other units."""
-    if report.version > lib.PH_OBELISK_VERSION:
-        raise ObeliskTooNewError(f"{report.path} has format version {report.version}")
-    if (report.identity is None or report.newest is None or report.problems) and not create_missing:
-        raise ObeliskCorruptError("; ".join(report.problems))
-    if report.identity is None:
-        return
-    found = report.identity
-    units = replace(identity, modulus=found.modulus, layout=found.layout, epoch_ms=found.epoch_ms)
-    if changed := list(differences(units, identity)):
-        raise ObeliskChangedError("; ".join(changed))
-    if (foreign := list(differences(found, identity))) and not create_missing:
-        raise ObeliskForeignError("; ".join(foreign))
-
-
-def salvaged_ceilings(path: str | Path, identity: Identity) -> list[int]:
-    """The ceilings of whole records of this coordinator in a file whose identity page is damaged."""
+def salvaged(path: str | Path, identity: Identity) -> list[Record]:
+    """The whole records of this coordinator in a file whose identity page is damaged."""
     data = Path(path).read_bytes()[: lib.PH_OBELISK_BYTES].ljust(lib.PH_OBELISK_BYTES, b"\0")
     raw = ffi.new("struct ph_identity *")
     fill_identity(raw, identity)
@@ -409,8 +315,4 @@ def salvaged_ceilings(path: str | Path, identity: Identity) -> list[int]:
         sector = data[(1 + slot) * lib.PH_OBELISK_PAGE :]
         file_id = int.from_bytes(sector[RECORD_FILE_ID], "little")
         records.append(decode_record(data, slot, raw, file_id, identity))
-    return [record.ceiling for record in records if record.valid]
-
-
-def ceiling_from_clock(identity: Identity) -> int:
-    return (time.time_ns() // 1_000_000 - identity.epoch_ms) << identity.layout.sequence_bits
+    return [record for record in records if record.valid]

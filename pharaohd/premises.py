@@ -30,6 +30,7 @@ from libpharaoh.errors import (
     SocketPathError,
     SocketTakenError,
     StartError,
+    StateDirEmptyError,
     StateDirError,
 )
 from pharaohd import process
@@ -51,8 +52,10 @@ NETWORK_FILE_SYSTEMS |= {
 class Premises:
     """Taken on entry, given back on exit: a context manager. Entering raises StartError subclasses."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, may_be_new: bool) -> None:
+        """may_be_new: a state directory that is missing is made rather than refused."""
         self._settings = settings
+        self._may_be_new = may_be_new
         self._gid = -1
         self._locks: list[int] = []
         self._paths: dict[int, str] = {}
@@ -96,7 +99,10 @@ class Premises:
                 host.coordinators_dir, self._settings.worker.stop_ms_max / 1000, "a process of a killed daemon"
             )
         with converted(StateDirError, host.state_dir):
-            os.makedirs(host.state_dir, mode=0o700, exist_ok=True)
+            if self._may_be_new:
+                os.makedirs(host.state_dir, mode=0o700, exist_ok=True)
+            elif not os.path.isdir(host.state_dir):
+                raise StateDirEmptyError(host.state_dir)
             check_state_dir(host.state_dir)
             self._lock(host.state_dir, READER_PATIENCE_S, "another supervisor")
         with converted(RuntimeDirError, host.runtime_dir):

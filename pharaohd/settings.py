@@ -210,8 +210,9 @@ class Host:
 @dataclass(frozen=True, slots=True)
 class Obelisk:
     window_ms: int = setting(
-        250, integer(10, 60_000), "How far ahead a ceiling is reserved: one sync per window, and a crash loses at most "
-        "this much of the id space. Up to 2 s more while syncs are slow.", unit="ms",
+        250, integer(10, 60_000), "How far ahead of host time a ceiling is reserved: four times the last sync where "
+        "that is more, and up to 2 s more for a coordinator that is asked now and then. After a power cut that comes "
+        "back sooner than that, ids wait for host time to get there.", unit="ms",
     )  # fmt: skip
 
 
@@ -280,13 +281,16 @@ class Clock:
         300_000, integer(1000, 86_400_000), "A forward jump of the wall clock beyond this is not followed until an "
         "operator accepts it.", unit="ms",
     )  # fmt: skip
-    after_ms_max: int = setting(10_000, integer(0, 86_400_000), "How far in the future an `after` may lie.", unit="ms")
+    after_ms_max: int = setting(
+        1000, integer(0, 60_000), "How far ahead of host time an `after` may lie: the request waits until host time "
+        "gets there. Beyond, it is refused at once.", unit="ms",
+    )  # fmt: skip
     slew_per_mille: int = setting(
-        10, integer(1, 500), "How much slower virtual time runs while it is ahead of the wall clock.", unit="per mille"
+        10, integer(1, 500), "How much slower host time runs while it is ahead of the wall clock.", unit="per mille"
     )
     offset_file: str = setting(
-        "", OPTIONAL_FILE, "For tests: a file of one signed 64-bit little-endian number per coordinator: nanoseconds "
-        "added to the wall clock.",
+        "", OPTIONAL_FILE, "For tests: a file that begins with a signed 64-bit little-endian number: nanoseconds added "
+        "to the wall clock of this host.",
     )  # fmt: skip
     end_warning_days: int = setting(
         1825, integer(0, 36_500), "How long before the layout's last millisecond warnings begin.", unit="days"

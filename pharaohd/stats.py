@@ -90,6 +90,7 @@ class WorkerStats:
     commits: int
     commit_ns_last: int
     commit_ns_max: int
+    ceiling_wait_ms: int
 
     @property
     def state_name(self) -> str:

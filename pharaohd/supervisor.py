@@ -28,7 +28,7 @@ from functools import partial
 from typing import Any
 
 from libpharaoh.errors import InternalError, RuntimeDirError, SettingsError, StartError, StateDirError, by_code
-from pharaohd import log, manifest, policy, process
+from pharaohd import hosttime, log, manifest, policy, process
 from pharaohd import settings as settings_module
 from pharaohd.contract import RouterEntry, RouterSpec, WorkerEntry, WorkerSpec
 from pharaohd.premises import Premises, converted
@@ -93,7 +93,8 @@ class Supervisor:
     """Runs the daemon.
 
     work, route: what a forked worker does, and the router. create: makes the Obelisk of a coordinator at a path,
-    durably. load: reads the settings again, for a reload; raises SettingsError.
+    durably. load: reads the settings again, for a reload; raises SettingsError. may_be_new: a state directory without a
+    manifest is made rather than refused.
     """
 
     def __init__(
@@ -103,12 +104,15 @@ class Supervisor:
         route: RouterEntry,
         create: Callable[[int, str], None],
         load: Callable[[], Settings],
+        *,
+        may_be_new: bool,
     ) -> None:
         self._settings = settings
         self._work = work
         self._route = route
         self._create = create
         self._load = load
+        self._may_be_new = may_be_new
         self._log = log.logger("supervisor")
         self._places: list[Place] = []
         self._running: dict[int, Place] = {}
@@ -129,8 +133,9 @@ class Supervisor:
         with contextlib.ExitStack() as held:
             self._wakeup = process.Wakeup(SIGNALS)
             held.callback(self._wakeup.close)
-            self._premises = held.enter_context(Premises(self._settings))
+            self._premises = held.enter_context(Premises(self._settings, may_be_new=self._may_be_new))
             self._prepare_state()
+            held.callback(self._close_host_page)
             self._page = self._make_page()
             held.callback(self._page.remove)
             self._places = [self._worker_place(slot, one) for slot, one in enumerate(self._settings.host.owns)]
@@ -154,7 +159,15 @@ class Supervisor:
         with converted(StateDirError, state_dir):
             if self._premises.state_on_memory():
                 self._log.warning("the state directory is lost when this machine restarts", state_dir=state_dir)
-            manifest.ensure(state_dir, self._settings.host.owns, self._create)
+            manifest.ensure(state_dir, self._settings.host.owns, self._create, may_be_new=self._may_be_new)
+            self._host_page, started = hosttime.start(self._settings, hosttime.Clock(self._settings))
+        if started.jump_ms:
+            self._log.error(
+                "the wall clock is ahead of all evidence and is not followed; `pharaohctl clock accept` if it is right",
+                ahead_ms=started.jump_ms,
+            )
+        if started.wait_ms > self._settings.obelisk.window_ms:
+            self._log.warning("ids wait until host time reaches what was reserved", wait_ms=started.wait_ms)
 
     def _make_page(self) -> Page:
         settings = self._settings
@@ -173,7 +186,7 @@ class Supervisor:
             title=f"worker {coordinator:04d}",
             slot=self._page.slots[slot],
             own_fd=premises.own_fd(coordinator),
-            keep=(premises.listen_fd, premises.children_lock_fd),
+            keep=(premises.listen_fd, premises.children_lock_fd, *self._page_fds()),
             life=partial(self._worker_life, coordinator, slot),
             log=log.logger("supervisor", coordinator),
         )
@@ -184,10 +197,19 @@ class Supervisor:
             title="router",
             slot=new_slot(),
             own_fd=self._premises.router_fd,
-            keep=(self._premises.children_lock_fd,),
+            keep=(self._premises.children_lock_fd, *self._page_fds()),
             life=self._router_life,
             log=self._log,
         )
+
+    def _close_host_page(self) -> None:
+        """After a clean stop of every worker the files tell all that the page does."""
+        clean = all(place.started and place.slot.exit_code == 0 for place in self._places)
+        self._host_page.close(self._settings.host.state_dir, remove=self._error is None and clean)
+
+    def _page_fds(self) -> list[int]:
+        """What holds the lock of the host's page as long as any process of this daemon lives."""
+        return [self._host_page.descriptor] if self._host_page.descriptor >= 0 else []
 
     # The loop
 
@@ -264,6 +286,7 @@ class Supervisor:
             own_fd=self._premises.own_fd(coordinator),
             control_fd=control_fd,
             stats_address=self._page.address,
+            host_page_address=self._host_page.address,
             settings=self._settings,
         )
         return partial(self._work, spec)

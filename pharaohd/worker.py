@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import mmap
 import os
 import signal
 import socket
 from functools import cached_property
 from typing import Any
 
-from libpharaoh.errors import InternalError, SettingsError, StartError
-from pharaohd import __version__, log, obelisk
+from libpharaoh.errors import InternalError, StartError
+from pharaohd import __version__, hosttime, log, obelisk
 from pharaohd._core import ffi, lib
 from pharaohd.contract import WorkerSpec
 
@@ -134,21 +133,7 @@ def make_config(spec: WorkerSpec) -> tuple[Any, list[Any]]:
     config.strict_spin_us = settings.ring.strict_spin_us
     config.frame_deadline_ms = settings.rpc.frame_deadline_ms
     config.stall_ms_max = settings.rpc.stall_ms_max
-    kept: list[Any] = [config, *texts]
-    if settings.clock.offset_file:
-        offsets = map_offsets(settings.clock.offset_file, spec.coordinator)
-        config.clock_offset_ns = ffi.cast("int64_t *", offsets) + spec.coordinator
-        kept.append(offsets)
-    return config, kept
-
-
-def map_offsets(path: str, coordinator: int) -> Any:
-    """clock.offset_file, mapped, as a cffi buffer. Raises SettingsError when this coordinator has no number in it."""
-    try:
-        with open(path, "rb") as file:
-            mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except (OSError, ValueError) as error:
-        raise SettingsError(f"clock.offset_file {path}: {error}") from error
-    if len(mapping) < 8 * (coordinator + 1):
-        raise SettingsError(f"clock.offset_file {path} has no number for coordinator {coordinator}")
-    return ffi.from_buffer(mapping)
+    clock = hosttime.Clock(settings)
+    config.clock_offset_ns = clock.offset
+    config.host_page = ffi.cast("struct ph_host_page *", spec.host_page_address)
+    return config, [config, clock, *texts]

@@ -16,6 +16,11 @@ static inline void ph_store_release(uint64_t *word, uint64_t value) { __atomic_s
 static inline uint64_t ph_load_seq_cst(const uint64_t *word) { return __atomic_load_n(word, __ATOMIC_SEQ_CST); }
 static inline void ph_store_seq_cst(uint64_t *word, uint64_t value) { __atomic_store_n(word, value, __ATOMIC_SEQ_CST); }
 
+/* Puts `value` in the place of `expected`; returns whether that was there. It publishes, and sees, what came before. */
+static inline int ph_exchange_if(uint64_t *word, uint64_t expected, uint64_t value) {
+    return __atomic_compare_exchange_n(word, &expected, value, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
+}
+
 /* Keeps the compiler from moving memory accesses across; orders this thread against its own signal handlers and fork. */
 static inline void ph_compiler_barrier(void) { __asm__ volatile("" ::: "memory"); }
 

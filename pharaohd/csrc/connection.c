@@ -118,6 +118,7 @@ void ph_connection_close(struct ph_worker *worker, struct ph_connection *connect
         ph_link_lost(worker, connection->link);
     } else {
         ph_link_forget(worker, connection);
+        ph_strict_forget(worker, connection);
         connection->user->bytes -= connection->kept_bytes;
         connection->user->connections--;
         ph_count(&worker->slot->connections, UINT64_MAX);
@@ -176,7 +177,7 @@ static int keep_output(struct ph_worker *worker, struct ph_connection *connectio
     }
     memcpy(grown + pending, data, length);
     if (pending == 0) {
-        connection->output_moved_ns = worker->monotonic_ns;
+        connection->output_moved_ns = worker->mint.monotonic_ns;
     }
     connection->output = grown;
     connection->output_at = 0;
@@ -204,6 +205,15 @@ void ph_connection_send(struct ph_worker *worker, struct ph_connection *connecti
     }
 }
 
+void ph_connection_send_error(struct ph_worker *worker, struct ph_connection *connection, uint32_t message_id, int code,
+                              const char *detail) {
+    uint8_t bytes[1024];
+    struct ph_writer frame = {bytes, 0, sizeof bytes};
+    ph_put_error(&frame, message_id, code, detail);
+    ph_count(&worker->slot->errors, 1);
+    ph_connection_send(worker, connection, frame.data, frame.length);
+}
+
 static void drain_output(struct ph_worker *worker, struct ph_connection *connection) {
     size_t pending = connection->output_length - connection->output_at;
     ssize_t sent =
@@ -214,7 +224,7 @@ static void drain_output(struct ph_worker *worker, struct ph_connection *connect
     }
     if (sent > 0) {
         connection->output_at += (size_t)sent;
-        connection->output_moved_ns = worker->monotonic_ns;
+        connection->output_moved_ns = worker->mint.monotonic_ns;
     }
     if (connection->output_at == connection->output_length) {
         free(connection->output);
@@ -259,7 +269,7 @@ static size_t serve_frames(struct ph_worker *worker, struct ph_connection *conne
         }
         if (outcome == PH_WAIT) {
             if (connection->waiting_since_ns == 0) {
-                connection->waiting_since_ns = worker->monotonic_ns;
+                connection->waiting_since_ns = worker->mint.monotonic_ns;
             }
             start_waiting(worker, connection);
             break;
@@ -298,7 +308,7 @@ static void keep_input(struct ph_worker *worker, struct ph_connection *connectio
         connection->input = kept;
     }
     if (moved || connection->input_length == 0) {
-        connection->frame_started_ns = worker->monotonic_ns;
+        connection->frame_started_ns = worker->mint.monotonic_ns;
     }
     connection->input_length = (uint32_t)length;
     account(worker, connection);
@@ -340,6 +350,7 @@ static void read_input(struct ph_worker *worker, struct ph_connection *connectio
         update_interest(worker, connection);
         return;
     }
+    worker->time_is_old = 1;
     serve_input(worker, connection, kept + (size_t)got);
 }
 
@@ -389,8 +400,9 @@ void ph_connections_check_deadlines(struct ph_worker *worker) {
     while (connection != NULL && !connection->closed) { /* closing one may close the next: the rest a second later */
         struct ph_connection *next = LIST_NEXT(connection, all);
         int half_frame = connection->input_length > 0 && may_serve(worker, connection) &&
-                         worker->monotonic_ns - connection->frame_started_ns > deadline_ns;
-        int stuck = connection->output_length > 0 && worker->monotonic_ns - connection->output_moved_ns > deadline_ns;
+                         worker->mint.monotonic_ns - connection->frame_started_ns > deadline_ns;
+        int stuck =
+            connection->output_length > 0 && worker->mint.monotonic_ns - connection->output_moved_ns > deadline_ns;
         if (half_frame || stuck) {
             violation(worker, connection, half_frame ? "a frame was not completed in time" : "replies are not read");
         }

@@ -26,7 +26,7 @@ static uint64_t end_of(const struct ph_worker *worker, enum ph_counter_kind kind
     case PH_KIND_GROUP: /* int32, as Kafka's generations */
         return UINT64_C(1) << 31;
     case PH_KIND_SCHEMA: /* n * modulus + coordinator fits 31 bits: docs/schemas.md */
-        return (INT32_MAX - worker->issuer.coordinator) / worker->config.identity.modulus + 1;
+        return (INT32_MAX - worker->mint.issuer.coordinator) / worker->config.identity.modulus + 1;
     default:
         return UINT64_C(1) << 63;
     }
@@ -37,7 +37,7 @@ static uint64_t start_of(enum ph_counter_kind kind) { return kind == PH_KIND_OFF
 static enum ph_outcome wait_for_commit(struct ph_call *call) {
     uint64_t since_ns = call->connection->waiting_since_ns;
     uint64_t stall_ns = call->worker->config.stall_ms_max * NS_PER_MS;
-    if (since_ns != 0 && call->worker->monotonic_ns - since_ns > stall_ns) {
+    if (since_ns != 0 && call->worker->mint.monotonic_ns - since_ns > stall_ns) {
         return ph_call_fail(call, PH_ERR_CEILING_STALLED, "the journal of counters");
     }
     return PH_WAIT;
@@ -47,7 +47,7 @@ static enum ph_outcome wait_for_commit(struct ph_call *call) {
 static int is_own(struct ph_call *call, struct ph_bytes name, const char *method, enum ph_outcome *outcome) {
     struct ph_worker *worker = call->worker;
     uint32_t home = ph_coordinator_of_key(worker, name);
-    if (home == worker->issuer.coordinator) {
+    if (home == worker->mint.issuer.coordinator) {
         return 1;
     }
     if (method == NULL || worker->slot_of[home] == 0) {
@@ -465,7 +465,7 @@ enum ph_outcome ph_get_schema(struct ph_call *call) {
 
 enum ph_outcome ph_list_schemas(struct ph_call *call) {
     struct ph_reader reader = call->request->params;
-    uint32_t coordinator = call->worker->issuer.coordinator;
+    uint32_t coordinator = call->worker->mint.issuer.coordinator;
     if (call->request->param_count > 0 && !ph_read_nil(&reader)) {
         struct ph_bytes subject = ph_read_key(&reader);
         coordinator = reader.failed ? coordinator : ph_coordinator_of_key(call->worker, subject);

@@ -174,10 +174,10 @@ static enum ph_rewrite rewrite_step(struct ph_worker *worker, struct ph_dense *d
     dense->copying = 0;
     uint64_t used = ph_load_relaxed(&dense->committer.used);
     if (dense->length == PH_BATCH_HEAD || used < 2 * dense->counters.live_bytes + REWRITE_SLACK ||
-        worker->monotonic_ns - dense->rewrite_tried_ns < RETRY_NS / 4) {
+        worker->mint.monotonic_ns - dense->rewrite_tried_ns < RETRY_NS / 4) {
         return PH_REWRITE_NONE;
     }
-    dense->rewrite_tried_ns = worker->monotonic_ns;
+    dense->rewrite_tried_ns = worker->mint.monotonic_ns;
     return PH_REWRITE_BEGIN;
 }
 
@@ -192,14 +192,14 @@ static void hand_over(struct ph_worker *worker, struct ph_dense *dense) {
     dense->in_flight_length = dense->length;
     dense->length = PH_BATCH_HEAD;
     dense->handed++;
-    dense->handed_ns = worker->monotonic_ns;
+    dense->handed_ns = worker->mint.monotonic_ns;
     ph_committer_hand_over(&dense->committer, batch, dense->in_flight_length, rewrite);
 }
 
 /* The file is too short, or not there: has the commit thread been asked to mend that a moment ago? */
 static void ask_for_room(struct ph_worker *worker, struct ph_dense *dense) {
-    if (dense->room_asked_ns == 0 || worker->monotonic_ns - dense->room_asked_ns > RETRY_NS) {
-        dense->room_asked_ns = worker->monotonic_ns;
+    if (dense->room_asked_ns == 0 || worker->mint.monotonic_ns - dense->room_asked_ns > RETRY_NS) {
+        dense->room_asked_ns = worker->mint.monotonic_ns;
         ph_committer_make_room(&dense->committer);
     }
 }
@@ -209,13 +209,13 @@ static void note_journal(struct ph_worker *worker, struct ph_dense *dense, uint6
     uint64_t id = ph_load_relaxed(&dense->committer.journal_id);
     int unknown = id != 0 && ph_syncer_durable_counters_id(&worker->syncer) != id;
     if (id == 0 || (!unknown && durable == dense->noted_batch) ||
-        (dense->noted_ns != 0 && worker->monotonic_ns - dense->noted_ns < NOTE_NS)) {
+        (dense->noted_ns != 0 && worker->mint.monotonic_ns - dense->noted_ns < NOTE_NS)) {
         return;
     }
-    dense->noted_ns = worker->monotonic_ns;
+    dense->noted_ns = worker->mint.monotonic_ns;
     dense->noted_batch = durable;
     ph_syncer_note_counters(&worker->syncer, id, durable);
-    ph_worker_write_record(worker);
+    ph_mint_write_record(&worker->mint);
 }
 
 enum ph_outcome ph_dense_admit(struct ph_worker *worker, const struct ph_connection *connection, size_t bytes,
@@ -227,7 +227,7 @@ enum ph_outcome ph_dense_admit(struct ph_worker *worker, const struct ph_connect
     }
     struct ph_dense *dense = worker->dense;
     uint64_t stall_ns = worker->config.stall_ms_max * NS_PER_MS;
-    if (ph_dense_is_committing(dense) && worker->monotonic_ns - dense->handed_ns > stall_ns) {
+    if (ph_dense_is_committing(dense) && worker->mint.monotonic_ns - dense->handed_ns > stall_ns) {
         *error = PH_ERR_CEILING_STALLED;
         return PH_DONE;
     }
@@ -253,7 +253,7 @@ void ph_dense_reply(struct ph_worker *worker, struct ph_connection *connection, 
                     uint64_t value) {
     struct ph_dense *dense = worker->dense;
     dense->pending[(dense->first + dense->count) % PH_DENSE_PENDING_MAX] =
-        (struct ph_dense_pending){connection, batch, value, worker->monotonic_ns, message_id, 0};
+        (struct ph_dense_pending){connection, batch, value, worker->mint.monotonic_ns, message_id, 0};
     dense->count++;
     connection->counting++;
 }
@@ -313,7 +313,7 @@ static void answer(struct ph_worker *worker, struct ph_dense *dense, uint64_t du
 static void give_up_old(struct ph_worker *worker, struct ph_dense *dense) {
     uint64_t stall_ns = worker->config.stall_ms_max * NS_PER_MS;
     const struct ph_dense_pending *head;
-    while ((head = oldest(dense)) != NULL && worker->monotonic_ns - head->since_ns > stall_ns) {
+    while ((head = oldest(dense)) != NULL && worker->mint.monotonic_ns - head->since_ns > stall_ns) {
         struct ph_dense_pending pending = pop(dense);
         struct ph_writer writer = {worker->output, 0, sizeof worker->output};
         ph_count(&worker->slot->errors, 1);

@@ -1,9 +1,9 @@
-/* Methods that issue ids: all of them come from ph_worker_take(). */
+/* Methods that issue ids. */
 #include "methods.h"
 #include "ph_errors.h"
 
 static uint64_t id_of(const struct ph_worker *worker, uint64_t tick) {
-    return ph_id_of_tick(&worker->issuer.layout, worker->issuer.coordinator, tick);
+    return ph_id_of_tick(&worker->mint.issuer.layout, worker->mint.issuer.coordinator, tick);
 }
 
 enum ph_outcome ph_next_id(struct ph_call *call) {
@@ -30,7 +30,7 @@ static int collect_runs(struct ph_call *call, uint64_t wanted) {
         }
         if (connection->waiting_since_ns != 0) {
             connection->waiting_since_ns =
-                call->worker->monotonic_ns; /* it moves: the deadline is for standing still */
+                call->worker->mint.monotonic_ns; /* it moves: the deadline is for standing still */
         }
         connection->runs[connection->run_count++] = run;
         connection->run_ids += (uint32_t)run.count;
@@ -62,42 +62,6 @@ enum ph_outcome ph_next_ids(struct ph_call *call) {
     return PH_DONE;
 }
 
-enum ph_outcome ph_strict_issue(struct ph_worker *worker, uint64_t after, uint64_t *id, int *error) {
-    uint64_t floor_tick = 0;
-    *error = after != 0 ? ph_worker_accept_after(worker, after, &floor_tick) : 0;
-    if (*error == 0 && ph_worker_time_exhausted(worker)) {
-        *error = PH_ERR_TIME_EXHAUSTED;
-    }
-    if (*error != 0) {
-        ph_count(&worker->slot->errors, 1);
-        return PH_DONE;
-    }
-    struct ph_run run = ph_worker_take(worker, floor_tick, 1);
-    if (run.count == 0) {
-        return PH_WAIT;
-    }
-    ph_count(&worker->slot->ids_strict, 1);
-    *id = id_of(worker, run.first_tick);
-    return PH_DONE;
-}
-
-/* The key's coordinator, or the next of this host that is live and not suspect. -1: this host does not own the key's. */
-static int server_of_key(const struct ph_worker *worker, struct ph_bytes key) {
-    uint32_t modulus = worker->config.identity.modulus;
-    uint32_t home = ph_coordinator_of_key(worker, key);
-    if (worker->slot_of[home] == 0) {
-        return -1;
-    }
-    for (uint32_t i = 0; i < modulus; i++) {
-        uint32_t candidate = (home + i) % modulus;
-        if (candidate == worker->issuer.coordinator ||
-            (ph_is_live(worker, candidate) && !ph_link_suspect(worker, candidate))) {
-            return (int)candidate;
-        }
-    }
-    return -1; /* never: this worker is among them */
-}
-
 struct timestamp_params {
     struct ph_bytes key;
     int has_key;
@@ -121,44 +85,19 @@ static int read_timestamp_params(const struct ph_request *request, struct timest
     return !reader.failed;
 }
 
-static enum ph_outcome issue_timestamp(struct ph_call *call, uint64_t after) {
-    uint64_t id;
-    int error;
-    if (ph_strict_issue(call->worker, after, &id, &error) == PH_WAIT) {
-        return ph_call_wait(call);
+/* Without a key one coordinator serves for the whole host, so that there is one order for the host. */
+static enum ph_outcome timestamp_of(struct ph_call *call, const struct timestamp_params *params, int direct) {
+    uint32_t owner = call->worker->first;
+    if (params->has_key) {
+        owner = ph_coordinator_of_key(call->worker, params->key);
+        if (params->key.length > PH_KEY_BYTES_MAX) {
+            return ph_call_fail(call, PH_ERR_KEY_TOO_LONG, "4096 bytes at most");
+        }
+        if (call->worker->slot_of[owner] == 0) {
+            return ph_call_fail(call, PH_ERR_WRONG_COORDINATOR, NULL);
+        }
     }
-    if (error != 0) {
-        return ph_call_fail(call, error, NULL);
-    }
-    ph_put_reply(call->writer, call->request->message_id);
-    ph_put_uint(call->writer, id);
-    return PH_DONE;
-}
-
-/* Without a key only the host's first live coordinator serves, so that there is one order for the host. */
-static enum ph_outcome keyless_timestamp(struct ph_call *call, uint64_t after, int direct) {
-    uint64_t first_live = ph_load_relaxed(&call->worker->stats->first_live);
-    if (first_live == call->worker->issuer.coordinator) {
-        return issue_timestamp(call, after);
-    }
-    if (direct || first_live == PH_NO_COORDINATOR) {
-        return ph_call_fail(call, PH_ERR_UNAVAILABLE, NULL);
-    }
-    return ph_call_forward(call, (uint32_t)first_live, "@get_timestamp", PH_LINK_PATIENCE_MS);
-}
-
-static enum ph_outcome keyed_timestamp(struct ph_call *call, const struct timestamp_params *params, int direct) {
-    if (params->key.length > PH_KEY_BYTES_MAX) {
-        return ph_call_fail(call, PH_ERR_KEY_TOO_LONG, "4096 bytes at most");
-    }
-    int server = direct ? (int)call->worker->issuer.coordinator : server_of_key(call->worker, params->key);
-    if (server < 0) {
-        return ph_call_fail(call, PH_ERR_WRONG_COORDINATOR, NULL);
-    }
-    if (server == (int)call->worker->issuer.coordinator) {
-        return issue_timestamp(call, params->after);
-    }
-    return ph_call_forward(call, (uint32_t)server, "@get_timestamp", PH_LINK_PATIENCE_MS);
+    return ph_strict_call(call, owner, params->after, direct);
 }
 
 /* `direct`: a sibling has sent it here, so it goes no further. */
@@ -167,7 +106,7 @@ static enum ph_outcome timestamp(struct ph_call *call, int direct) {
     if (!read_timestamp_params(call->request, &params)) {
         return ph_call_bad_params(call, "get_timestamp takes key (text, bytes or nil) and after (an id or nil)");
     }
-    return params.has_key ? keyed_timestamp(call, &params, direct) : keyless_timestamp(call, params.after, direct);
+    return timestamp_of(call, &params, direct);
 }
 
 enum ph_outcome ph_get_timestamp(struct ph_call *call) { return timestamp(call, 0); }
@@ -180,7 +119,7 @@ static enum ph_outcome id_of_key(struct ph_call *call, const char *expected) {
     if (!read_timestamp_params(call->request, &params) || !params.has_key) {
         return ph_call_bad_params(call, expected);
     }
-    return keyed_timestamp(call, &params, 0);
+    return timestamp_of(call, &params, 0);
 }
 
 enum ph_outcome ph_begin_transaction(struct ph_call *call) {

@@ -1,8 +1,8 @@
 /*
  * Connections to siblings and to the router: a request that another process must serve goes there and its reply comes
  * back on the client's own connection. The request's number on the link is its place in the table; the reply is passed on
- * unread. One that hangs up or does not answer in time costs its clients a retryable error, never a hang, and is routed
- * around for a while where another can serve.
+ * unread. When one hangs up or does not answer in time, this worker stands in for strict ids, and its clients get a
+ * retryable error for the rest, never a hang; it is routed around for a while where another can serve.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -67,7 +67,7 @@ static struct ph_forwarded *free_entry(struct ph_link *link) {
 }
 
 int ph_link_forward(struct ph_worker *worker, struct ph_connection *connection, uint32_t target, const char *method,
-                    const struct ph_request *request, uint64_t patience_ms) {
+                    const struct ph_request *request, uint64_t patience_ms, const struct ph_fallback *fallback) {
     struct ph_link *link = link_to(worker, target);
     struct ph_forwarded *entry = link != NULL ? free_entry(link) : NULL;
     size_t params_length = (size_t)(request->params.end - request->params.at);
@@ -89,7 +89,8 @@ int ph_link_forward(struct ph_worker *worker, struct ph_connection *connection, 
     ph_put_raw(&frame, request->params.at, params_length);
     *entry = (struct ph_forwarded){.connection = connection,
                                    .message_id = request->message_id,
-                                   .deadline_ns = worker->monotonic_ns + patience_ms * NS_PER_MS};
+                                   .fallback = fallback != NULL ? *fallback : (struct ph_fallback){0, 0},
+                                   .deadline_ns = worker->mint.monotonic_ns + patience_ms * NS_PER_MS};
     link->in_use++;
     worker->forwarded_count++;
     connection->forwarded++;
@@ -100,7 +101,7 @@ int ph_link_forward(struct ph_worker *worker, struct ph_connection *connection, 
 
 int ph_link_suspect(const struct ph_worker *worker, uint32_t coordinator) {
     const struct ph_link *link = worker->links[coordinator];
-    return link != NULL && worker->monotonic_ns < link->suspect_until_ns;
+    return link != NULL && worker->mint.monotonic_ns < link->suspect_until_ns;
 }
 
 /* The client hears no more of this request; its number stays taken. Returns the client, if it is still there. */
@@ -145,11 +146,11 @@ static void give_up(struct ph_worker *worker, struct ph_forwarded *entry, const 
     if (client == NULL) {
         return;
     }
-    uint8_t bytes[1024];
-    struct ph_writer frame = {bytes, 0, sizeof bytes};
-    ph_put_error(&frame, entry->message_id, PH_ERR_UNAVAILABLE, why);
-    ph_count(&worker->slot->errors, 1);
-    ph_connection_send(worker, client, frame.data, frame.length);
+    if (entry->fallback.noted_ns != 0) {
+        ph_strict_stand_in(worker, client, entry->message_id, &entry->fallback);
+    } else {
+        ph_connection_send_error(worker, client, entry->message_id, PH_ERR_UNAVAILABLE, why);
+    }
 }
 
 void ph_link_lost(struct ph_worker *worker, struct ph_link *link) {
@@ -178,19 +179,19 @@ void ph_link_forget(struct ph_worker *worker, const struct ph_connection *connec
  * that the link is given up.
  */
 static int check_deadline(struct ph_worker *worker, struct ph_link *link, struct ph_forwarded *entry) {
-    if (entry->deadline_ns == 0 || worker->monotonic_ns <= entry->deadline_ns) {
+    if (entry->deadline_ns == 0 || worker->mint.monotonic_ns <= entry->deadline_ns) {
         return 1;
     }
     if (entry->late) {
         return 0;
     }
     entry->late = 1;
-    entry->deadline_ns = worker->monotonic_ns + ABANDON_NS;
-    if (worker->monotonic_ns >= link->suspect_until_ns) {
+    entry->deadline_ns = worker->mint.monotonic_ns + ABANDON_NS;
+    if (worker->mint.monotonic_ns >= link->suspect_until_ns) {
         ph_worker_log(worker, PH_LOG_WARNING, "%s %04u did not answer in time",
                       link->target == PH_ROUTER ? "router" : "coordinator", link->target);
     }
-    link->suspect_until_ns = worker->monotonic_ns + SUSPECT_NS;
+    link->suspect_until_ns = worker->mint.monotonic_ns + SUSPECT_NS;
     give_up(worker, entry, "no answer in time");
     return 1;
 }

@@ -23,8 +23,8 @@ enum ph_outcome ph_call_bad_params(struct ph_call *call, const char *expected) {
 
 enum ph_outcome ph_call_wait(struct ph_call *call) {
     uint64_t since_ns = call->connection->waiting_since_ns;
-    int exhausted = ph_worker_time_exhausted(call->worker);
-    uint64_t waited_ns = since_ns != 0 ? call->worker->monotonic_ns - since_ns : 0;
+    int exhausted = ph_mint_exhausted(&call->worker->mint);
+    uint64_t waited_ns = since_ns != 0 ? call->worker->mint.monotonic_ns - since_ns : 0;
     if (!exhausted && waited_ns <= call->worker->config.stall_ms_max * NS_PER_MS) {
         return PH_WAIT;
     }
@@ -36,7 +36,7 @@ enum ph_outcome ph_call_wait(struct ph_call *call) {
 }
 
 enum ph_outcome ph_call_forward(struct ph_call *call, uint32_t target, const char *method, uint64_t patience_ms) {
-    int error = ph_link_forward(call->worker, call->connection, target, method, call->request, patience_ms);
+    int error = ph_link_forward(call->worker, call->connection, target, method, call->request, patience_ms, NULL);
     if (error == PH_LINK_FULL) {
         return ph_call_wait(call);
     }
@@ -82,7 +82,7 @@ static void put_coordinators(struct ph_writer *writer, const char *name, const s
 
 static enum ph_outcome hello(struct ph_call *call) {
     const struct ph_worker *worker = call->worker;
-    const struct ph_layout *layout = &worker->issuer.layout;
+    const struct ph_layout *layout = &worker->mint.issuer.layout;
     struct ph_writer *writer = call->writer;
     char layout_text[16];
     ph_read_text(&call->request->params);
@@ -103,7 +103,7 @@ static enum ph_outcome hello(struct ph_call *call) {
     ph_put_text(writer, "layout");
     ph_put_text(writer, layout_text);
     ph_put_pair(writer, "epoch_ms", layout->epoch_ms);
-    ph_put_pair(writer, "coordinator", worker->issuer.coordinator);
+    ph_put_pair(writer, "coordinator", worker->mint.issuer.coordinator);
     ph_put_pair(writer, "modulus", worker->config.identity.modulus);
     put_coordinators(writer, "coordinators", worker, is_owned);
     ph_put_text(writer, "endpoints");
@@ -196,16 +196,17 @@ static enum ph_outcome stats(struct ph_call *call) {
         {"sync_ns_max", ph_load_relaxed(&call->worker->syncer.sync_ns_max)},
         {"stalls", slot->stalls},
         {"ceiling", ph_syncer_durable(&call->worker->syncer)},
-        {"next_tick", call->worker->issuer.next_tick},
-        {"virtual_ms", call->worker->now_ms},
-        {"clock_ahead_ms", (uint64_t)(call->worker->clock.ahead_ns / 1000000)},
-        {"clock_jump_ms", (uint64_t)(call->worker->clock.jump_ns / 1000000)},
-        {"clock_steps_back", call->worker->clock.steps_back},
+        {"next_tick", ph_issuer_next(&call->worker->mint.issuer)},
+        {"virtual_ms", call->worker->mint.now_ms},
+        {"clock_ahead_ms", (uint64_t)(call->worker->mint.clock.ahead_ns / 1000000)},
+        {"clock_jump_ms", (uint64_t)(call->worker->mint.clock.jump_ns / 1000000)},
+        {"clock_steps_back", call->worker->mint.clock.steps_back},
         {"ids_dense", slot->ids_dense},
         {"counters", slot->counters},
         {"commits", slot->commits},
         {"commit_ns_last", slot->commit_ns_last},
         {"commit_ns_max", slot->commit_ns_max},
+        {"ceiling_wait_ms", ph_mint_ceiling_wait_ms(&call->worker->mint)},
     };
     uint32_t count = sizeof rows / sizeof rows[0];
     ph_put_reply(call->writer, call->request->message_id);
@@ -226,11 +227,12 @@ static enum ph_outcome clock_accept(struct ph_call *call) {
     if (!ph_call_is_privileged(call)) {
         return ph_call_fail(call, PH_ERR_PERMISSION_DENIED, NULL);
     }
-    int64_t jump_ns = call->worker->clock.jump_ns;
-    ph_clock_accept(&call->worker->clock);
-    ph_worker_refresh_time(call->worker);
-    ph_worker_renew_ceiling(call->worker); /* so that an idle worker's successor knows of it too */
-    ph_worker_log(call->worker, PH_LOG_WARNING, "clock accepted by uid %u: virtual time moved on by %lld ms",
+    ph_mint_read(&call->worker->mint);
+    int64_t jump_ns = call->worker->mint.clock.jump_ns;
+    ph_host_clock_accept(call->worker->mint.clock.page);
+    ph_mint_read(&call->worker->mint);
+    ph_mint_write_record(&call->worker->mint);
+    ph_worker_log(call->worker, PH_LOG_WARNING, "clock accepted by uid %u: host time moved on by %lld ms",
                   (unsigned)uid, (long long)(jump_ns / 1000000));
     ph_put_reply(call->writer, call->request->message_id);
     ph_put_uint(call->writer, (uint64_t)(jump_ns / 1000000));
@@ -244,10 +246,10 @@ static int send_attached(struct ph_call *call, struct ph_producer *producer) {
     ph_put_reply(&reply, call->request->message_id);
     ph_put_map(&reply, 4);
     ph_put_pair(&reply, "version", 1);
-    ph_put_pair(&reply, "coordinator", call->worker->issuer.coordinator);
+    ph_put_pair(&reply, "coordinator", call->worker->mint.issuer.coordinator);
     ph_put_pair(&reply, "max_age_ms", producer->max_age_ns / NS_PER_MS);
-    ph_worker_refresh_time(call->worker);
-    ph_put_pair(&reply, "now_ns", call->worker->monotonic_ns);
+    ph_mint_read(&call->worker->mint);
+    ph_put_pair(&reply, "now_ns", call->worker->mint.monotonic_ns);
     int fds[3] = {producer->grants_fd, producer->client_fd, producer->doorbell_fd};
     union {
         struct cmsghdr header;

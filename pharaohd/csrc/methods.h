@@ -33,6 +33,9 @@ static inline uint32_t ph_coordinator_of_key(const struct ph_worker *worker, str
 /* Whether a coordinator of this host serves at the moment. */
 int ph_is_live(const struct ph_worker *worker, uint32_t coordinator);
 
+/* strict.c: an id of the mint of `owner`, or of this one in its place. direct: a sibling has sent it here. */
+enum ph_outcome ph_strict_call(struct ph_call *call, uint32_t owner, uint64_t after, int direct);
+
 /* issuing.c */
 ph_method ph_next_id, ph_next_ids, ph_get_timestamp, ph_begin_transaction, ph_create_session, ph_next_event_id;
 ph_method ph_forwarded_timestamp;

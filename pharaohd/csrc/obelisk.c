@@ -52,13 +52,14 @@ struct record_sector {
     uint64_t ceiling;
     uint32_t clean;
     uint32_t pad0;
-    int64_t virtual_ns;
+    int64_t host_ns;
     int64_t realtime_ns;
     int64_t boottime_ns;
     uint8_t boot_id[16];
     uint64_t counters_id;
     uint64_t counters_batch;
-    uint8_t pad1[404];
+    uint64_t start_id; /* 0 in records of versions before it */
+    uint8_t pad1[396];
     uint32_t crc;
 };
 
@@ -132,12 +133,13 @@ static void encode_record(struct record_sector *sector, const struct ph_obelisk 
     sector->coordinator = obelisk->identity.coordinator;
     sector->ceiling = record->ceiling;
     sector->clean = (uint32_t)record->clean;
-    sector->virtual_ns = record->sample.virtual_ns;
+    sector->host_ns = record->sample.host_ns;
     sector->realtime_ns = record->sample.realtime_ns;
     sector->boottime_ns = record->sample.boottime_ns;
     memcpy(sector->boot_id, record->sample.boot_id, sizeof sector->boot_id);
     sector->counters_id = record->counters_id;
     sector->counters_batch = record->counters_batch;
+    sector->start_id = record->start_id;
     sector->crc = sector_crc(sector);
 }
 
@@ -149,26 +151,30 @@ void ph_obelisk_decode_record(const uint8_t *file, uint32_t slot, const struct p
     record->slot = sector.slot;
     record->ceiling = sector.ceiling;
     record->clean = sector.clean != 0;
-    record->sample.virtual_ns = sector.virtual_ns;
+    record->sample.host_ns = sector.host_ns;
     record->sample.realtime_ns = sector.realtime_ns;
     record->sample.boottime_ns = sector.boottime_ns;
     memcpy(record->sample.boot_id, sector.boot_id, sizeof sector.boot_id);
     record->counters_id = sector.counters_id;
     record->counters_batch = sector.counters_batch;
+    record->start_id = sector.start_id;
     record->valid = sector.magic == RECORD_MAGIC && sector.crc == sector_crc(&sector) && sector.slot == slot &&
                     sector.file_id == file_id && sector.coordinator == identity->coordinator &&
                     sector.ceiling <= ph_tick_end(&identity->layout);
 }
 
 /* What was written is what a successor will find: the whole file, in one piece, before it has a name. */
-static int write_new_file(int fd, const struct ph_identity *identity, uint64_t ceiling) {
+static int write_new_file(int fd, const struct ph_identity *identity, const struct ph_record *first) {
     struct ph_obelisk fresh = {.identity = *identity};
-    struct ph_record first = {.number = 1, .slot = 0, .ceiling = ceiling};
+    struct ph_record record = *first;
+    record.number = 1;
+    record.slot = 0;
+    record.counters_id = record.counters_batch = 0; /* it takes over the journal that lies beside it */
     uint8_t *image = calloc(1, PH_OBELISK_BYTES);
     int result = -1;
     if (image != NULL && getrandom(&fresh.file_id, sizeof fresh.file_id, 0) == sizeof fresh.file_id) {
         encode_identity((struct identity_sector *)(void *)image, identity, fresh.file_id);
-        encode_record((struct record_sector *)(void *)(image + record_offset(0)), &fresh, &first);
+        encode_record((struct record_sector *)(void *)(image + record_offset(0)), &fresh, &record);
         if (pwrite(fd, image, PH_OBELISK_BYTES, 0) == PH_OBELISK_BYTES && fsync(fd) == 0) {
             result = 0;
         }
@@ -195,7 +201,8 @@ int ph_sync_directory_of(const char *path) {
     return result;
 }
 
-int ph_obelisk_create(const char *path, const struct ph_identity *identity, uint64_t ceiling, struct ph_fault *fault) {
+int ph_obelisk_create(const char *path, const struct ph_identity *identity, const struct ph_record *first,
+                      struct ph_fault *fault) {
     char temporary[512];
     if (snprintf(temporary, sizeof temporary, "%s.new", path) >= (int)sizeof temporary) {
         return ph_fault_set(fault, PH_ERR_STATE_DIR_UNUSABLE, "%s: path too long", path);
@@ -204,7 +211,7 @@ int ph_obelisk_create(const char *path, const struct ph_identity *identity, uint
     if (fd < 0) {
         return ph_fault_set(fault, PH_ERR_STATE_DIR_UNUSABLE, "%s: %s", temporary, strerror(errno));
     }
-    int failed = write_new_file(fd, identity, ceiling);
+    int failed = write_new_file(fd, identity, first);
     int error = errno;
     close(fd);
     if (failed || rename(temporary, path) != 0 || ph_sync_directory_of(path) != 0) {
@@ -269,6 +276,7 @@ static int recover(struct ph_obelisk *obelisk, const uint8_t *file, struct ph_fa
     }
     int second = records[1].valid && (!records[0].valid || records[1].number > records[0].number);
     obelisk->newest = records[second];
+    obelisk->start_id = obelisk->newest.start_id;
     obelisk->counters_id = obelisk->newest.counters_id;
     obelisk->counters_batch = obelisk->newest.counters_batch;
     return 0;
@@ -378,6 +386,7 @@ int ph_obelisk_write(struct ph_obelisk *obelisk, uint64_t ceiling, const struct 
                                .ceiling = ceiling,
                                .clean = clean,
                                .sample = *sample,
+                               .start_id = obelisk->start_id,
                                .counters_id = obelisk->counters_id,
                                .counters_batch = obelisk->counters_batch,
                                .valid = 1};

@@ -54,6 +54,7 @@ struct ph_record {
     uint64_t ceiling;
     int clean; /* the ceiling is the exact position of a clean stop */
     struct ph_clock_sample sample;
+    uint64_t start_id; /* the host start whose worker, or the repair, that wrote it: drawn at random, never a count */
     uint64_t counters_id; /* which journal of counters belongs to this file; 0: none yet */
     uint64_t
         counters_batch; /* one of its batches that was durable when this was written: an older journal is refused */
@@ -73,7 +74,8 @@ struct ph_obelisk {
     uint64_t file_id;
     struct ph_identity identity;
     struct ph_record newest;
-    uint64_t counters_id; /* what the next record says */
+    uint64_t start_id; /* what the next record says, and the two below */
+    uint64_t counters_id;
     uint64_t counters_batch;
     struct ph_obelisk_io io;
     char path[512];
@@ -84,8 +86,9 @@ enum ph_obelisk_mode {
     PH_OBELISK_OWN = 1,  /* exclusive lock for the life of the handle */
 };
 
-/* All return 0, or an error's code with `fault` filled in. */
-int ph_obelisk_create(const char *path, const struct ph_identity *identity, uint64_t ceiling, struct ph_fault *fault);
+/* All return 0, or an error's code with `fault` filled in. `first`: ceiling, sample, start_id and clean of its record. */
+int ph_obelisk_create(const char *path, const struct ph_identity *identity, const struct ph_record *first,
+                      struct ph_fault *fault);
 int ph_obelisk_open(struct ph_obelisk *obelisk, const char *path, int mode, struct ph_fault *fault);
 int ph_obelisk_check(const struct ph_obelisk *obelisk, const struct ph_identity *expected, struct ph_fault *fault);
 /* Is the path still this file, and as long as it was made? */

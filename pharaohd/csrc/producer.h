@@ -46,7 +46,7 @@ struct ph_supply {
     uint64_t floor_tick; /* not older than this: lookback into milliseconds that have just gone by */
     uint64_t limit_tick;
     uint64_t ceiling_tick;
-    uint64_t now_ms;     /* virtual, since the epoch */
+    uint64_t now_ms;     /* host time, since the epoch */
     uint64_t ns_into_ms; /* how much of it has gone by */
     uint64_t monotonic_ns;
 };

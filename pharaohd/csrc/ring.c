@@ -55,7 +55,7 @@ static int ring_to_be_had(const struct ph_worker *worker, const struct ph_user *
 
 int ph_ring_attach(struct ph_worker *worker, struct ph_connection *connection, uint64_t max_age_ns) {
     struct ph_ring_owner *ring = ring_to_be_had(worker, connection->user) ? calloc(1, sizeof *ring) : NULL;
-    if (ring == NULL || ph_producer_open(&ring->producer, &worker->issuer, max_age_ns) != 0) {
+    if (ring == NULL || ph_producer_open(&ring->producer, &worker->mint.issuer, max_age_ns) != 0) {
         free(ring);
         return PH_ERR_RING_LIMIT;
     }
@@ -83,27 +83,47 @@ void ph_ring_detach(struct ph_worker *worker, struct ph_ring_owner *ring) {
     ph_count(&worker->slot->rings, UINT64_MAX);
 }
 
+/* For the owner of the key, whom a ring's client asks by itself. Returns 1 with *id or *error set, or 0: wait. */
+static int issue_strictly(struct ph_worker *worker, uint64_t after, uint64_t *id, int *error) {
+    struct ph_mint *mint = &worker->mint;
+    struct ph_strict strict;
+    int64_t due_ns;
+    ph_mint_read(mint); /* after the request was seen: a reading before it could be of before a stand-in's answer */
+    *error = ph_strict_begin(mint, &strict, after, 0);
+    if (*error != 0) {
+        ph_count(&worker->slot->errors, 1);
+        return 1;
+    }
+    worker->few_wanted_ns = mint->monotonic_ns;
+    if (!ph_strict_pursue(mint, &strict, &due_ns)) {
+        worker->short_of_ceiling = (uint8_t)ph_mint_lacks_ceiling(mint);
+        ph_count(&worker->slot->stalls, worker->short_of_ceiling);
+        return 0;
+    }
+    ph_count(&worker->slot->ids_strict, 1);
+    *id = ph_id_of_tick(&mint->issuer.layout, mint->issuer.coordinator, strict.tick);
+    return 1;
+}
+
 /* 1: nothing is left unanswered. */
 static int answer_request(struct ph_worker *worker, struct ph_ring_owner *ring) {
     struct ph_strict_request request;
     if (!ph_producer_request(&ring->producer, &request)) {
         return 1;
     }
-    uint64_t first_live = ph_load_relaxed(&worker->stats->first_live);
-    if ((request.flags & PH_STRICT_KEYLESS) && first_live != worker->issuer.coordinator) {
-        ph_producer_answer(&ring->producer, &request, PH_STRICT_MOVED, first_live);
+    if ((request.flags & PH_STRICT_KEYLESS) && worker->first != worker->mint.issuer.coordinator) {
+        ph_producer_answer(&ring->producer, &request, PH_STRICT_MOVED, worker->first);
         return 1;
     }
     uint64_t id = 0;
     int error = 0;
-    worker->turn_left = UINT64_MAX;
-    if (ph_strict_issue(worker, request.after, &id, &error) == PH_WAIT) {
+    if (!issue_strictly(worker, request.after, &id, &error)) {
         return 0;
     }
     worker->has_woken |= ph_producer_answer(&ring->producer, &request, error != 0 ? PH_STRICT_REFUSED : PH_STRICT_OK,
                                             error != 0 ? (uint64_t)error : id);
     if (worker->config.strict_spin_us > 0) {
-        worker->spin_until_ns = worker->monotonic_ns + worker->config.strict_spin_us * NS_PER_US;
+        worker->spin_until_ns = worker->mint.monotonic_ns + worker->config.strict_spin_us * NS_PER_US;
         set_hot(worker, ring, 1);
     }
     return 1;
@@ -111,7 +131,7 @@ static int answer_request(struct ph_worker *worker, struct ph_ring_owner *ring) 
 
 /* Gives at most `share` of what the ring lacks. Returns 1 when it lacks nothing any more. */
 static int feed(struct ph_worker *worker, struct ph_ring_owner *ring, uint64_t share) {
-    int64_t lacking = ph_producer_demand(&ring->producer, worker->monotonic_ns);
+    int64_t lacking = ph_producer_demand(&ring->producer, worker->mint.monotonic_ns);
     if (lacking < 0) {
         ph_count(&worker->slot->violations, 1);
         ph_worker_log(worker, PH_LOG_WARNING, "ring of uid %u revoked: its cursor is out of range",
@@ -137,7 +157,7 @@ void ph_ring_rung(struct ph_worker *worker, struct ph_ring_owner *ring) {
     satisfied &= worker->starving_count == 0 && feed(worker, ring, UINT64_MAX);
     if (!satisfied && !ring->connection->closed) {
         start_starving(worker, ring);
-        ph_worker_renew_ceiling(worker);
+        ph_mint_renew(&worker->mint);
     }
 }
 
@@ -145,7 +165,8 @@ void ph_ring_rung(struct ph_worker *worker, struct ph_ring_owner *ring) {
 static uint64_t supply_left(struct ph_worker *worker) {
     struct ph_supply supply;
     ph_worker_supply(worker, worker->config.max_age_ms * NS_PER_MS, &supply);
-    uint64_t start = worker->issuer.next_tick > supply.floor_tick ? worker->issuer.next_tick : supply.floor_tick;
+    uint64_t next_tick = ph_issuer_next(&worker->mint.issuer);
+    uint64_t start = next_tick > supply.floor_tick ? next_tick : supply.floor_tick;
     uint64_t end = supply.limit_tick < supply.ceiling_tick ? supply.limit_tick : supply.ceiling_tick;
     return end > start ? end - start : 0;
 }
@@ -166,8 +187,8 @@ void ph_rings_feed_in_turn(struct ph_worker *worker) { feed_each(worker, ph_work
 
 void ph_rings_feed(struct ph_worker *worker) {
     uint64_t left = supply_left(worker);
-    worker->short_of_ceiling =
-        left == 0 && ph_syncer_durable(&worker->syncer) <= ph_tick_of_ms(&worker->issuer.layout, worker->now_ms);
+    worker->short_of_ceiling = left == 0 && ph_syncer_durable(&worker->syncer) <=
+                                                ph_tick_of_ms(&worker->mint.issuer.layout, worker->mint.now_ms);
     while (worker->starving_count > 0 && left > 0) {
         uint64_t share = left / worker->starving_count > SHARE_MIN ? left / worker->starving_count : SHARE_MIN;
         feed_each(worker, share);
@@ -177,13 +198,13 @@ void ph_rings_feed(struct ph_worker *worker) {
         }
         left = now_left;
     }
-    ph_worker_renew_ceiling(worker);
+    ph_mint_renew(&worker->mint);
 }
 
 /* Looks at the rings that asked strictly a moment ago; once that is long enough ago, they must ring again. */
 void ph_rings_poll(struct ph_worker *worker) {
     struct ph_ring_owner *ring = LIST_FIRST(&worker->hot);
-    int over = worker->monotonic_ns >= worker->spin_until_ns;
+    int over = worker->mint.monotonic_ns >= worker->spin_until_ns;
     while (ring != NULL) {
         struct ph_ring_owner *next = LIST_NEXT(ring, hot);
         if (over) {

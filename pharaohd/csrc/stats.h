@@ -69,8 +69,8 @@ struct ph_stats_slot {
 
     uint64_t ceiling; /* durable, a tick */
     uint64_t next_tick;
-    uint64_t virtual_ms;       /* since the epoch of the layout */
-    uint64_t clock_ahead_ms;   /* how far virtual time is ahead of the wall clock */
+    uint64_t virtual_ms;       /* host time, since the epoch of the layout */
+    uint64_t clock_ahead_ms;   /* how far host time is ahead of the wall clock */
     uint64_t clock_jump_ms;    /* a forward jump that is not followed (alarm), or 0 */
     uint64_t clock_steps_back; /* backward steps seen */
     uint64_t ids_dense;        /* values of dense counters handed out */
@@ -78,7 +78,8 @@ struct ph_stats_slot {
     uint64_t commits;          /* batches of them made durable */
     uint64_t commit_ns_last;
     uint64_t commit_ns_max;
-    uint8_t pad1[232];
+    uint64_t ceiling_wait_ms; /* for how long a ceiling that was asked for is not durable; 0: none is under way */
+    uint8_t pad1[224];
 };
 
 static_assert(sizeof(struct ph_stats_header) == 128, "header size is part of the page's version");

@@ -61,64 +61,41 @@ void ph_worker_yield_listener(struct ph_worker *worker, struct ph_source *listen
     }
 }
 
-static void read_boot_id(uint8_t boot_id[16]) {
-    char text[64] = "";
-    int fd = open("/proc/sys/kernel/random/boot_id", O_RDONLY | O_CLOEXEC);
-    ssize_t length = fd >= 0 ? read(fd, text, sizeof text - 1) : 0;
-    if (fd >= 0) {
-        close(fd);
-    }
-    memset(boot_id, 0, 16);
-    for (ssize_t i = 0, digit = 0; i < length && digit < 32; i++) {
-        const char *hex = "0123456789abcdef";
-        const char *at = text[i] != '\0' ? strchr(hex, text[i]) : NULL;
-        if (at != NULL) {
-            boot_id[digit / 2] = (uint8_t)(boot_id[digit / 2] << 4 | (uint8_t)(at - hex));
-            digit++;
-        }
-    }
-}
-
-/* Virtual time starts at the ceiling found or at the clock, whichever is later; both must be times the layout holds. */
-static int start_clock(struct ph_worker *worker, struct ph_fault *fault) {
+/* Host time was set by the host start; a position that it has not reached yet is waited for. */
+static int start_mint(struct ph_worker *worker, struct ph_fault *fault) {
     const struct ph_worker_config *config = &worker->config;
-    const struct ph_record *found = &worker->obelisk.newest;
-    const struct ph_layout *layout = &worker->issuer.layout;
+    struct ph_mint *mint = &worker->mint;
     struct ph_clock_source source = {ph_clock_read_system, config->clock_offset_ns};
-    read_boot_id(worker->boot_id);
-    ph_clock_init(&worker->clock, source, (int64_t)(config->jump_ms_max * NS_PER_MS), (int64_t)config->slew_per_mille);
-    ph_clock_resume(&worker->clock, &found->sample, worker->boot_id);
-    if (found->ceiling > 0) {
-        uint64_t ceiling_ms = ph_ms_of_tick(layout, found->ceiling) + layout->epoch_ms;
-        ph_clock_start_above(&worker->clock, (int64_t)(ceiling_ms * NS_PER_MS));
-    }
-    ph_worker_refresh_time(worker);
-    if (worker->now_ms == 0 || ph_worker_time_exhausted(worker)) {
+    ph_mint_init(mint, config->host_page, &config->identity.layout, config->identity.coordinator, config->window_ms,
+                 config->after_ms_max);
+    ph_host_clock_init(&mint->clock, config->host_page, config->identity.coordinator, source,
+                       (int64_t)config->jump_ms_max * PH_NS_PER_MS, (int64_t)config->slew_per_mille);
+    mint->syncer = &worker->syncer;
+    ph_mint_read(mint);
+    if (mint->now_ms == 0 || ph_mint_exhausted(mint)) {
         return ph_fault_set(fault, PH_ERR_CLOCK_UNUSABLE, "the clock is %s the layout's %u bits of milliseconds",
-                            worker->now_ms == 0 ? "before" : "beyond", layout->ms_bits);
+                            mint->now_ms == 0 ? "before" : "beyond", config->identity.layout.ms_bits);
     }
     return 0;
 }
 
+/* Whatever the file's ceiling is, the worker goes on at its position in the host's page. */
 static int take_obelisk(struct ph_worker *worker, struct ph_fault *fault) {
     const struct ph_worker_config *config = &worker->config;
     int code = ph_obelisk_open(&worker->obelisk, config->obelisk_path, PH_OBELISK_OWN, fault);
     if (code != 0) {
         return code;
     }
-    worker->issuer.layout = config->identity.layout;
-    worker->issuer.coordinator = config->identity.coordinator;
-    worker->issuer.next_tick = worker->obelisk.newest.ceiling;
     code = ph_obelisk_check(&worker->obelisk, &config->identity, fault);
-    code = code != 0 ? code : start_clock(worker, fault);
     code = code != 0 ? code : ph_obelisk_settle(&worker->obelisk, fault);
+    code = code != 0 ? code : start_mint(worker, fault);
     if (code == 0) {
         struct ph_clock_sample sample;
-        ph_clock_sample(&worker->clock, worker->boot_id, &sample);
-        uint64_t ceiling = ph_tick_of_ms(&worker->issuer.layout, worker->now_ms + config->window_ms);
-        uint64_t end = ph_tick_end(&worker->issuer.layout);
-        worker->requested_ceiling = ceiling < end ? ceiling : end;
-        code = ph_obelisk_write(&worker->obelisk, worker->requested_ceiling, &sample, 0, fault);
+        ph_mint_sample(&worker->mint, &sample);
+        worker->mint.recorded_ahead_ns = worker->mint.clock.ahead_ns;
+        worker->mint.requested_ceiling = ph_mint_first_ceiling(&worker->mint);
+        worker->obelisk.start_id = config->host_page->start_id;
+        code = ph_obelisk_write(&worker->obelisk, worker->mint.requested_ceiling, &sample, 0, fault);
     }
     if (code != 0) {
         ph_obelisk_close(&worker->obelisk);
@@ -153,6 +130,7 @@ static void find_slots(struct ph_worker *worker) {
     for (uint64_t i = 0; i < worker->stats->slot_count; i++) {
         worker->slot_of[slots[i].coordinator] = (uint16_t)(i + 1);
     }
+    worker->first = (uint32_t)slots[0].coordinator;
     ph_store_relaxed(&worker->slot->connections, 0);
     ph_store_relaxed(&worker->slot->rings, 0);
 }
@@ -177,6 +155,7 @@ struct ph_worker *ph_worker_open(const struct ph_worker_config *config, struct p
     LIST_INIT(&worker->hot);
     TAILQ_INIT(&worker->waiting);
     TAILQ_INIT(&worker->starving);
+    TAILQ_INIT(&worker->stricts);
     find_slots(worker);
     prctl(PR_SET_TIMERSLACK, 1000);
     if (take_obelisk(worker, fault) != 0) {
@@ -200,17 +179,19 @@ struct ph_worker *ph_worker_open(const struct ph_worker_config *config, struct p
 
 static void publish_gauges(struct ph_worker *worker) {
     struct ph_stats_slot *slot = worker->slot;
-    ph_store_relaxed(&slot->heartbeat_ns, worker->monotonic_ns);
+    ph_store_relaxed(&slot->heartbeat_ns, worker->mint.monotonic_ns);
     ph_store_relaxed(&slot->syncs, ph_load_relaxed(&worker->syncer.sync_count));
     ph_store_relaxed(&slot->sync_ns_last, ph_load_relaxed(&worker->syncer.sync_ns_last));
     ph_store_relaxed(&slot->sync_ns_max, ph_load_relaxed(&worker->syncer.sync_ns_max));
     ph_store_relaxed(&slot->ceiling, ph_syncer_durable(&worker->syncer));
-    ph_store_relaxed(&slot->next_tick, worker->issuer.next_tick);
-    ph_store_relaxed(&slot->virtual_ms, worker->now_ms);
-    ph_store_relaxed(&slot->clock_ahead_ms, (uint64_t)(worker->clock.ahead_ns / (int64_t)NS_PER_MS));
-    ph_store_relaxed(&slot->clock_steps_back, worker->clock.steps_back);
-    uint64_t jump_ms = (uint64_t)worker->clock.jump_ns / NS_PER_MS;
-    if (jump_ms != 0 && ph_load_relaxed(&slot->clock_jump_ms) == 0) {
+    ph_store_relaxed(&slot->next_tick, ph_issuer_next(&worker->mint.issuer));
+    ph_store_relaxed(&slot->ceiling_wait_ms, ph_mint_ceiling_wait_ms(&worker->mint));
+    ph_store_relaxed(&slot->virtual_ms, worker->mint.now_ms);
+    ph_store_relaxed(&slot->clock_ahead_ms, (uint64_t)(worker->mint.clock.ahead_ns / (int64_t)NS_PER_MS));
+    ph_store_relaxed(&slot->clock_steps_back, worker->mint.clock.steps_back);
+    uint64_t jump_ms = (uint64_t)worker->mint.clock.jump_ns / NS_PER_MS;
+    int tells = worker->first == worker->mint.issuer.coordinator; /* one for the host */
+    if (tells && jump_ms != 0 && ph_load_relaxed(&slot->clock_jump_ms) == 0) {
         ph_worker_log(
             worker, PH_LOG_ERROR,
             "the wall clock jumped %llu ms ahead and is not followed; `pharaohctl clock accept` if it is right",
@@ -227,16 +208,17 @@ static void publish_gauges(struct ph_worker *worker) {
 }
 
 static void heartbeat(struct ph_worker *worker) {
-    if (worker->monotonic_ns < worker->heartbeat_due_ns) {
+    if (worker->mint.monotonic_ns < worker->heartbeat_due_ns) {
         return;
     }
-    worker->heartbeat_due_ns = worker->monotonic_ns + HEARTBEAT_NS;
+    worker->heartbeat_due_ns = worker->mint.monotonic_ns + HEARTBEAT_NS;
     worker->lines_this_second = 0;
     if (worker->lines_left_out > 0) {
         ph_worker_log(worker, PH_LOG_WARNING, "%llu more lines were left out",
                       (unsigned long long)worker->lines_left_out);
         worker->lines_left_out = 0;
     }
+    ph_mint_tend(&worker->mint);
     publish_gauges(worker);
     ph_connections_check_deadlines(worker);
     if (worker->accept_paused) {
@@ -260,9 +242,14 @@ static uint64_t sleep_ns(const struct ph_worker *worker) {
     if (!LIST_EMPTY(&worker->hot) || worker->resume_now) {
         return 0;
     }
-    uint64_t ns = worker->heartbeat_due_ns > worker->monotonic_ns ? worker->heartbeat_due_ns - worker->monotonic_ns : 0;
+    uint64_t ns =
+        worker->heartbeat_due_ns > worker->mint.monotonic_ns ? worker->heartbeat_due_ns - worker->mint.monotonic_ns : 0;
     if (worker->waiting_count > 0 || worker->starving_count > 0) {
-        ns = earlier(ns, worker->short_of_ceiling ? CEILING_RETRY_NS : ph_worker_until_next_ms(worker));
+        ns = earlier(ns, worker->short_of_ceiling ? CEILING_RETRY_NS : ph_mint_until_next_ms(&worker->mint));
+    }
+    if (!TAILQ_EMPTY(&worker->stricts)) {
+        int64_t left_ns = worker->strict_due_ns - worker->mint.host_ns;
+        ns = earlier(ns, left_ns > 0 ? (uint64_t)left_ns : CEILING_RETRY_NS);
     }
     int replies_due = worker->forwarded_count > 0 || (worker->dense != NULL && worker->dense->count > 0);
     return replies_due ? earlier(ns, FORWARD_CHECK_NS) : ns;
@@ -293,7 +280,7 @@ static int is_committing(const struct ph_worker *worker) {
  */
 static int watch(struct ph_worker *worker, struct epoll_event *events) {
     int committing = is_committing(worker);
-    uint64_t start_ns = worker->monotonic_ns;
+    uint64_t start_ns = worker->mint.monotonic_ns;
     uint64_t until_ns = start_ns;
     if (committing) {
         until_ns = worker->dense->handed_ns + worker->config.commit_spin_us * 1000;
@@ -322,7 +309,7 @@ static int wait_for_events(struct ph_worker *worker, struct epoll_event *events)
         count = sleep_for_events(worker, events);
     }
     if (!committing) { /* also when nothing came: after a second's sleep nothing is likely to come at once */
-        worker->last_wait_ns = ph_monotonic_ns() - worker->monotonic_ns;
+        worker->last_wait_ns = ph_monotonic_ns() - worker->mint.monotonic_ns;
     }
     return count;
 }
@@ -359,12 +346,13 @@ static void handle(struct ph_worker *worker, const struct epoll_event *event) {
 /* One round: wait, handle what happened, then serve those who wait for time, ticks or a ceiling. */
 static void round_of_loop(struct ph_worker *worker) {
     struct epoll_event events[EVENTS_PER_WAIT];
-    uint64_t ms_before = worker->now_ms;
-    uint64_t next_tick_before = worker->issuer.next_tick;
+    uint64_t ms_before = worker->mint.now_ms;
+    uint64_t next_tick_before = ph_issuer_next(&worker->mint.issuer);
     int count = wait_for_events(worker, events);
-    ph_worker_refresh_time(worker);
+    ph_mint_read(&worker->mint);
+    worker->time_is_old = 0;
     ph_count(&worker->slot->wakeups, 1);
-    int moved_on = worker->now_ms != ms_before || worker->resume_now;
+    int moved_on = worker->mint.now_ms != ms_before || worker->resume_now;
     if (worker->waiting_count > 0 && worker->starving_count > 0 && moved_on) {
         ph_rings_feed_in_turn(worker);
     }
@@ -382,8 +370,9 @@ static void round_of_loop(struct ph_worker *worker) {
     if (worker->starving_count > 0) {
         ph_rings_feed(worker);
     }
-    if (worker->issuer.next_tick != next_tick_before) {
-        ph_worker_renew_ceiling(worker);
+    ph_stricts_pursue(worker);
+    if (ph_issuer_next(&worker->mint.issuer) != next_tick_before) {
+        ph_mint_renew(&worker->mint);
     }
     if (worker->dense != NULL) {
         ph_dense_round(worker);
@@ -429,6 +418,7 @@ int ph_worker_close(struct ph_worker *worker, struct ph_fault *fault) {
         ph_dense_finish(worker);
     }
     ph_connections_resume(worker); /* those that wait are told */
+    ph_stricts_pursue(worker);
     while (!LIST_EMPTY(&worker->connections)) {
         ph_connection_close(worker, LIST_FIRST(&worker->connections));
     }
@@ -437,10 +427,11 @@ int ph_worker_close(struct ph_worker *worker, struct ph_fault *fault) {
     ph_syncer_stop(&worker->syncer);
     name_journal(worker);
     struct ph_clock_sample sample;
-    ph_worker_refresh_time(worker);
-    ph_clock_sample(&worker->clock, worker->boot_id, &sample);
+    ph_mint_read(&worker->mint);
+    ph_mint_sample(&worker->mint, &sample);
     int code = ph_obelisk_check_path(&worker->obelisk, fault);
-    code = code != 0 ? code : ph_obelisk_write(&worker->obelisk, worker->issuer.next_tick, &sample, 1, fault);
+    code =
+        code != 0 ? code : ph_obelisk_write(&worker->obelisk, ph_issuer_next(&worker->mint.issuer), &sample, 1, fault);
     ph_obelisk_close(&worker->obelisk);
     close(worker->epoll_fd);
     close(worker->reserve_fd);

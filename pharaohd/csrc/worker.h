@@ -1,10 +1,10 @@
 /*
- * The serving loop of one coordinator, in one thread. worker.c: life and loop; supply.c: time, ceiling, ids;
- * connection.c: sockets and frames; ring.c: attached rings; link.c: siblings; dense.c: counters; methods.c, issuing.c,
- * counting.c: what a request does.
+ * The serving loop of one coordinator, in one thread. worker.c: life and loop; mint.c: host time, ceiling, ids; supply.c:
+ * turns and shares; connection.c: sockets and frames; ring.c: attached rings; strict.c: strict requests; link.c:
+ * siblings; dense.c: counters; methods.c, issuing.c, counting.c: what a request does.
  *
  * Invariants
- * - Everything that is issued comes from ph_worker_take(), below the durable ceiling that the sync thread has published.
+ * - Everything that is issued comes from mint.c, below the durable ceiling that the sync thread has published.
  * - The loop makes no system call that a disk can hang.
  * - What a peer may make this process hold is bounded: input by the frame limit, output by output_bytes_max, connections
  *   and rings by count.
@@ -17,9 +17,8 @@
 #include <sys/queue.h>
 #include <sys/types.h>
 
-#include "clock.h"
 #include "frame.h"
-#include "issuer.h"
+#include "mint.h"
 #include "obelisk.h"
 #include "ph_atomic.h"
 #include "producer.h"
@@ -101,9 +100,16 @@ struct ph_ring_owner {
     uint8_t is_hot;
 };
 
+/* What a worker needs to stand in for the owner of a strict request. */
+struct ph_fallback {
+    uint64_t after;
+    int64_t noted_ns; /* host time when the request came to this host */
+};
+
 /* A request passed to a sibling, by the number that it has there. The number stays taken until its reply has come. */
 struct ph_forwarded {
     struct ph_connection *connection; /* NULL: free, or its client is gone or has been told */
+    struct ph_fallback fallback;      /* noted_ns is 0: nobody can stand in, the client is told */
     uint32_t message_id;
     uint8_t late;
     uint64_t deadline_ns; /* 0: free */
@@ -131,23 +137,21 @@ TAILQ_HEAD(ph_starving_list, ph_ring_owner);
 LIST_HEAD(ph_connection_list, ph_connection);
 LIST_HEAD(ph_hot_list, ph_ring_owner);
 
+TAILQ_HEAD(ph_strict_list, ph_waiting_strict);
+
 struct ph_dense;
 
 struct ph_worker {
     struct ph_worker_config config;
-    struct ph_clock clock;
-    struct ph_issuer issuer;
+    struct ph_mint mint;
     struct ph_obelisk obelisk;
     struct ph_syncer syncer;
-    uint8_t boot_id[16];
     struct ph_stats_header *stats;
     struct ph_stats_slot *slot;
     uint16_t slot_of[PH_COORDINATOR_MAX]; /* 1 + index in the statistics page, 0: not this host's */
 
-    uint64_t now_ms; /* virtual, since the epoch */
-    int64_t virtual_ns;
-    uint64_t monotonic_ns;
-    uint64_t requested_ceiling;
+    uint32_t first;         /* the coordinator of this host that serves requests without a key */
+    uint8_t time_is_old;    /* requests have come since host time was read */
     uint64_t few_wanted_ns; /* when a few ids were last asked for, strictly or by socket */
     uint64_t turn_left;     /* ids that the connection being served may still take before others have had their turn */
     uint8_t turn_over;      /* some connection waits for nothing but its next turn */
@@ -166,6 +170,8 @@ struct ph_worker {
     struct ph_connection_list connections;
     struct ph_connection_list graveyard;
     struct ph_waiting_list waiting;
+    struct ph_strict_list stricts;
+    int64_t strict_due_ns; /* host time before which none of them can go on */
     struct ph_starving_list starving;
     struct ph_hot_list hot;
     uint64_t spin_until_ns;
@@ -189,7 +195,6 @@ struct ph_worker {
 };
 
 /* supply.c */
-void ph_worker_refresh_time(struct ph_worker *worker);
 /*
  * Issues up to `count` ticks not older than now and not below floor_tick, none or at least min(count, chunk()).
  * None: wait for time, a ceiling (`short_of_ceiling`) or the next turn (`turn_over`).
@@ -199,14 +204,13 @@ struct ph_run ph_worker_take(struct ph_worker *worker, uint64_t floor_tick, uint
 uint64_t ph_worker_share(const struct ph_worker *worker);
 /* What rings may be given now. */
 void ph_worker_supply(struct ph_worker *worker, uint64_t max_age_ns, struct ph_supply *supply);
-void ph_worker_renew_ceiling(struct ph_worker *worker);
-/* Has a record written although no ceiling is due. */
-void ph_worker_write_record(struct ph_worker *worker);
-/* Nanoseconds until the next virtual millisecond. */
-uint64_t ph_worker_until_next_ms(const struct ph_worker *worker);
-int ph_worker_time_exhausted(const struct ph_worker *worker);
-/* An `after` in its bounds raises the clock. Returns 0 or an error's code. */
-int ph_worker_accept_after(struct ph_worker *worker, uint64_t after, uint64_t *floor_tick);
+
+/* strict.c: requests that wait for host time */
+void ph_stricts_pursue(struct ph_worker *worker);
+/* Answers in the place of the owner, who did not. */
+void ph_strict_stand_in(struct ph_worker *worker, struct ph_connection *connection, uint32_t message_id,
+                        const struct ph_fallback *fallback);
+void ph_strict_forget(struct ph_worker *worker, const struct ph_connection *connection);
 
 /* connection.c */
 enum ph_outcome { PH_DONE, PH_WAIT, PH_CLOSE };
@@ -214,6 +218,8 @@ struct ph_connection *ph_connection_open(struct ph_worker *worker, int fd, enum 
 void ph_connection_close(struct ph_worker *worker, struct ph_connection *connection);
 void ph_connection_ready(struct ph_worker *worker, struct ph_connection *connection, uint32_t events);
 void ph_connection_send(struct ph_worker *worker, struct ph_connection *connection, const uint8_t *data, size_t length);
+void ph_connection_send_error(struct ph_worker *worker, struct ph_connection *connection, uint32_t message_id, int code,
+                              const char *detail);
 /* Its input may be served again (a sibling answered): in this round of the loop. */
 void ph_connection_requeue(struct ph_worker *worker, struct ph_connection *connection);
 /* Goes on with requests that had to wait, those that waited longest first. */
@@ -236,17 +242,15 @@ void ph_rings_poll(struct ph_worker *worker);
 enum ph_outcome ph_method_call(struct ph_worker *worker, struct ph_connection *connection, struct ph_request *request,
                                struct ph_writer *writer);
 
-/* issuing.c: an id for a strict request. Returns PH_DONE with *id or *error set, or PH_WAIT. */
-enum ph_outcome ph_strict_issue(struct ph_worker *worker, uint64_t after, uint64_t *id, int *error);
-
 /* link.c */
 #define PH_LINK_FULL (-1)
 /*
- * Passes a request on to a sibling or to the router, as `@method`; its reply comes back on the connection later, or an
- * error when there is none after patience_ms. 0, an error's code, or FULL.
+ * Passes a request on to a sibling or to the router, as `@method`; its reply comes back on the connection later. When
+ * there is none after patience_ms this worker stands in, or without a fallback sends an error. 0, an error's code, or
+ * FULL.
  */
 int ph_link_forward(struct ph_worker *worker, struct ph_connection *connection, uint32_t target, const char *method,
-                    const struct ph_request *request, uint64_t patience_ms);
+                    const struct ph_request *request, uint64_t patience_ms, const struct ph_fallback *fallback);
 /* Whether a sibling has just failed to answer in time. */
 int ph_link_suspect(const struct ph_worker *worker, uint32_t coordinator);
 void ph_link_reply(struct ph_worker *worker, struct ph_link *link, const struct ph_request *reply);

@@ -4,6 +4,7 @@
 
 #include <stdint.h>
 
+#include "hosttime.h"
 #include "obelisk.h"
 #include "stats.h"
 
@@ -23,6 +24,7 @@ struct ph_worker_config {
     int control_fd;
     struct ph_stats_header *stats;
     uint32_t slot;
+    struct ph_host_page *host_page;
     int64_t *clock_offset_ns; /* test facility, or NULL */
 
     uint64_t window_ms;

@@ -33,6 +33,7 @@ RELOAD_PATIENCE_S = 10.0
 RELOAD_POLL_S = 0.02
 RELOAD_HINT = "`pharaohd --validate --config FILE` tells what is wrong"
 HEARTBEAT_STALE_MS = 5000
+CEILING_STALE_MS = 1000
 WORKER_HEADERS = {
     "coordinator": "coord",
     "state": "state",
@@ -82,18 +83,22 @@ def facts_of_worker(worker: WorkerStats, layout: scarab.Layout) -> Row:
 def status_command(target: Target) -> int:
     """Is all well?
 
-    Exit status 0: every worker is live; 3: no daemon; 4: degraded.
+    Exit status 0: every worker is live, and the disk keeps up; 3: no daemon; 4: degraded.
+    ceilings_stale: coordinators whose disk has not synced for a second what was asked for.
     """
     with Reader(os.path.dirname(target.socket_path())) as page:
         daemon, workers = page.daemon(), page.workers()
     live = {worker.coordinator for worker in workers if is_live(worker)}
+    stale = [worker.coordinator for worker in workers if worker.ceiling_wait_ms > CEILING_STALE_MS]
+    well = len(live) == len(workers) and not stale
     facts = {
-        "status": "ok" if len(live) == len(workers) else "degraded",
+        "status": "ok" if well else "degraded",
         "supervisor_pid": daemon.supervisor_pid,
         "uptime_s": max(0, time.time_ns() - daemon.started_ns) // 1_000_000_000,
         "workers_live": len(live),
         "workers_total": len(workers),
         "workers_not_live": [worker.coordinator for worker in workers if worker.coordinator not in live],
+        "ceilings_stale": stale,
         "first_live": None if daemon.first_live == NO_COORDINATOR else daemon.first_live,
         "restarts": sum(worker.restart_count for worker in workers),
         "clock_alarms": [worker.coordinator for worker in workers if worker.clock_jump_ms],
@@ -104,7 +109,7 @@ def status_command(target: Target) -> int:
         "reload_failures": daemon.reload_failures,
     }
     write_facts(target, facts)
-    return 0 if len(live) == len(workers) else EXIT_DEGRADED
+    return 0 if well else EXIT_DEGRADED
 
 
 @command(section, "workers")
@@ -176,19 +181,18 @@ def in_short(value: object) -> str:
 @section.group("clock")
 @common_options
 def clock_group() -> None:
-    """The coordinators' clocks: accept."""
+    """The host's time: accept."""
 
 
 @command(clock_group, "accept")
-@click.argument("coordinators", nargs=-1, type=int, metavar="[N…]")
-def clock_accept_command(target: Target, coordinators: tuple[int, ...]) -> int:
-    """Follow a forward jump of the wall clock that raised an alarm. Without N: on all coordinators.
+def clock_accept_command(target: Target) -> None:
+    """Follow a forward jump of the wall clock that raised an alarm.
 
-    The ids' time then jumps too, and never comes back: make sure first that the wall clock is right.
+    The ids' time then jumps too, on the whole host, and never comes back: make sure first that the wall clock is right.
     """
-    answers, status = ask_each(target, coordinators, "clock_accept")
-    write_rows(target, [{"coordinator": number, "moved_ms": moved_ms} for number, moved_ms in answers.items()])
-    return status
+    with connected(target.socket_path()) as (connection, _):
+        moved_ms = request(connection, "clock_accept")
+    write(target, {"moved_ms": moved_ms}, f"host time moved on by {moved_ms} ms")
 
 
 @command(section, "reload")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import re
 import time
@@ -20,10 +21,10 @@ from libpharaoh.errors import (
     ObeliskTooNewError,
     StateDirError,
 )
-from pharaohd import manifest, obelisk
+from pharaohd import manifest, obelisk, repair
 from pharaohd._core import lib
 from pharaohd.ctl.common import EXIT_PROBLEMS, Row, Target, cell, command, common_options, table, write, write_rows
-from pharaohd.ctl.texts import is_number, text_of_ms
+from pharaohd.ctl.texts import is_number, read_id, read_time, text_of_ms
 from pharaohd.obelisk import Identity, ObeliskReport, Record
 from pharaohd.settings import Settings
 
@@ -36,8 +37,21 @@ VERIFY_HEADERS = {
 DROP_COUNTERS = click.option(
     "--drop-counters", is_flag=True, help="Put the journal of its dense counters out of the way: they start anew."
 )
+CLOCK_OK = click.option(
+    "--clock-ok", is_flag=True,
+    help="Since the newest surviving record the wall clock has not been set back, running or stopped, and no repair "
+    "was made whose record is not here.",
+)  # fmt: skip
+ABOVE = click.option(
+    "--above", metavar="ID|TIME", help="Nobody has an id of this host above this one, or of a time after this."
+)
 TORN_RECORD_REMEDY = "none needed: a start goes by the other record, and the next one is written over this"
 REREAD_S = 0.01
+
+
+def answer_options(function: Any) -> Any:
+    """What an operator says when no file can tell how far ids have come."""
+    return CLOCK_OK(ABOVE(function))
 
 
 def coordinator_of(text: str, loaded: Settings) -> int:
@@ -203,29 +217,53 @@ def remedy_for(report: ObeliskReport, expected: Identity | None) -> str:
 
 @command(obelisk_group, "adopt")
 @click.argument("numbers", nargs=-1, metavar="N…")
-@click.option("--bump", is_flag=True, help="Start above whatever the original may have issued since it was copied.")
 @click.option("--all", "everything", is_flag=True, help="Every file there is, and rebuild the manifest from them.")
+@answer_options
 @DROP_COUNTERS
-def adopt_command(target: Target, numbers: tuple[str, ...], bump: bool, everything: bool, drop_counters: bool) -> None:
+def adopt_command(
+    target: Target, numbers: tuple[str, ...], everything: bool, clock_ok: bool, above: str | None, drop_counters: bool
+) -> None:
     """Make copied or restored files this host's and this cluster's own.
 
     Only when the originals are out of use for good: two daemons with one coordinator issue the same ids.
     """
-    if bool(numbers) == everything:
-        raise click.UsageError("name coordinators, or --all")
-    loaded = target.settings()
-    chosen = coordinators_present(loaded) if everything else [coordinator_of(text, loaded) for text in numbers]
+    loaded, chosen, answer = repair_arguments(target, numbers, everything, clock_ok, above)
     rows = []
     for number in chosen:
-        path, identity = obelisk_path(loaded, number), obelisk.identity_for(loaded, number)
-        margin_ms = obelisk.repair_margin_ms(loaded)
-        ceiling = obelisk.adopt(path, identity, bump=bump, drop_counters=drop_counters, margin_ms=margin_ms)
-        rows.append(row_of_repair(loaded, number, ceiling))
+        repaired = repair.adopt(loaded, number, answer, drop_counters=drop_counters)
+        rows.append(row_of_repair(loaded, number, repaired))
     register(loaded, chosen, anew=everything)
     write_rows(target, rows)
     for number in sorted(set(loaded.host.owns) - set(chosen)) if everything else []:
         command_line = f"`pharaohctl obelisk bump {number} --create`"
         click.echo(f"warning: coordinator {number} has no Obelisk; if it ever had one: {command_line}", err=True)
+
+
+def repair_arguments(
+    target: Target, numbers: tuple[str, ...], everything: bool, clock_ok: bool, above: str | None
+) -> tuple[Settings, list[int], repair.Answer]:
+    """The settings, the coordinators and the operator's word. Raises UsageError, InvalidArgumentError."""
+    if bool(numbers) == everything:
+        raise click.UsageError("name coordinators, or --all")
+    if clock_ok and above is not None:
+        raise click.UsageError("--clock-ok and --above are two answers to one question: give one")
+    loaded = target.settings()
+    chosen = coordinators_present(loaded) if everything else [coordinator_of(text, loaded) for text in numbers]
+    answer = repair.ClockOk() if clock_ok else repair.Above(read_above(above, loaded)) if above is not None else None
+    return loaded, chosen, answer
+
+
+def read_above(text: str, loaded: Settings) -> int:
+    """An id, or a time as `compose` takes it; in milliseconds since 1970. Raises InvalidArgumentError."""
+    try:
+        moment = read_time(text)
+    except InvalidArgumentError:
+        id = read_id(text)
+        if id >> 64:
+            raise InvalidArgumentError(f"{text!r} is no id: it has more than 64 bits") from None
+        layout = loaded.cluster.layout
+        return (id >> (layout.coordinator_bits + layout.sequence_bits)) + loaded.cluster.epoch_ms
+    return math.ceil(moment.timestamp() * 1000)
 
 
 def coordinators_present(loaded: Settings) -> list[int]:
@@ -239,37 +277,46 @@ def coordinators_present(loaded: Settings) -> list[int]:
 
 
 @command(obelisk_group, "bump")
-@click.argument("number", metavar="N")
+@click.argument("numbers", nargs=-1, metavar="N…")
+@click.option("--all", "everything", is_flag=True, help="Every coordinator whose file is there.")
 @click.option("--create", is_flag=True, help="Also when the file is lost or damaged: make it anew.")
+@answer_options
 @DROP_COUNTERS
-def bump_command(target: Target, number: str, create: bool, drop_counters: bool) -> None:
-    """Raise a coordinator's ceiling above everything that it can have issued by now.
+def bump_command(
+    target: Target,
+    numbers: tuple[str, ...],
+    everything: bool,
+    create: bool,
+    clock_ok: bool,
+    above: str | None,
+    drop_counters: bool,
+) -> None:
+    """Raise coordinators' ceilings above everything that can have been issued by now.
 
-    Trusts this host's clock: set it right first. Dense counters are not raised: `pharaohctl counters raise`, `import`.
+    While the daemon runs it knows that exactly. Otherwise the operator has to say --clock-ok or --above; without
+    either the command tells what it has to know. Dense counters are not raised: `pharaohctl counters raise`, `import`.
     """
-    loaded = target.settings()
-    chosen = coordinator_of(number, loaded)
-    identity = obelisk.identity_for(loaded, chosen)
-    margin_ms = obelisk.repair_margin_ms(loaded)
-    path = obelisk_path(loaded, chosen)
-    ceiling = obelisk.bump(
-        path, identity, create_missing=create, drop_counters=drop_counters, margin_ms=margin_ms
-    )  # fmt: skip
-    register(loaded, [chosen], anew=False)
-    write_rows(target, [row_of_repair(loaded, chosen, ceiling)])
-    if (create or drop_counters) and not obelisk.counters_beside(path).exists():
-        click.echo(
-            f"warning: coordinator {chosen} has no dense counters; if it ever had some, raise them before their use: "
-            "`pharaohctl counters import` or `raise`",
-            err=True,
-        )
+    loaded, chosen, answer = repair_arguments(target, numbers, everything, clock_ok, above)
+    rows = []
+    for number in chosen:
+        repaired = repair.bump(loaded, number, answer, create_missing=create, drop_counters=drop_counters)
+        rows.append(row_of_repair(loaded, number, repaired))
+    register(loaded, chosen, anew=False)
+    write_rows(target, rows)
+    for number in chosen if create or drop_counters else []:
+        if not obelisk.counters_beside(obelisk_path(loaded, number)).exists():
+            click.echo(
+                f"warning: coordinator {number} has no dense counters; if it ever had some, raise them before their "
+                "use: `pharaohctl counters import` or `raise`",
+                err=True,
+            )
 
 
-def row_of_repair(loaded: Settings, number: int, ceiling: int) -> Row:
-    unix_ms = (ceiling >> loaded.cluster.layout.sequence_bits) + loaded.cluster.epoch_ms
+def row_of_repair(loaded: Settings, number: int, repaired: repair.Repaired) -> Row:
+    unix_ms = (repaired.ceiling >> loaded.cluster.layout.sequence_bits) + loaded.cluster.epoch_ms
     path = obelisk_path(loaded, number)
     give_to_owner(path, loaded.host.state_dir)
-    return {"coordinator": number, "ceiling": text_of_ms(unix_ms), "path": path}
+    return {"coordinator": number, "ceiling": text_of_ms(unix_ms), "by": repaired.by, "path": path}
 
 
 def register(loaded: Settings, numbers: Sequence[int], *, anew: bool) -> None:

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Self
 
 from libpharaoh.errors import ConnectFailedError, ProtocolViolationError, StartError
-from pharaohd import manifest
+from pharaohd import cli, hosttime, manifest
+from pharaohd import settings as settings_module
 from pharaohd.stats import Reader, WorkerState, WorkerStats, page_name, unlink
 
 ROOT = Path(__file__).parents[2]
@@ -42,9 +43,19 @@ def short_directory() -> Iterator[Path]:
     try:
         yield directory
     finally:
+        for file in directory.rglob("manifest.json"):
+            remove_host_page(file.parent)
         for runtime_dir in directory.rglob("run"):
             unlink(page_name(str(runtime_dir)))
         shutil.rmtree(directory, ignore_errors=True)
+
+
+def remove_host_page(state_dir: Path) -> None:
+    """What a killed daemon leaves in /dev/shm."""
+    with contextlib.suppress(OSError):
+        path = hosttime.page_path(str(state_dir))
+        if path is not None:
+            os.unlink(path)
 
 
 class Daemon:
@@ -72,6 +83,8 @@ class Daemon:
         self.log_path = directory / "log"
         self.process: subprocess.Popen[bytes] | None = None
         self.prefix = prefix
+        self.may_init = True
+        """Whether the next start may make the state directory, as an operator would once with --init."""
         self.configure(settings or {})
 
     def configure(self, settings: Settings) -> None:
@@ -90,6 +103,9 @@ class Daemon:
 
     def spawn(self) -> subprocess.Popen[bytes]:
         """Starts it and waits for nothing."""
+        if self.may_init and not self.state_dir.exists():
+            cli.init(settings_module.load(self.config, None, {}))
+        self.may_init = False
         with open(self.log_path, "ab") as log:
             self.process = subprocess.Popen(
                 [*self.prefix, sys.executable, "-m", "pharaohd", "--config", str(self.config)],

@@ -1,0 +1,115 @@
+/*
+ * Host time, and the page in memory that all workers of a host share: the mapped half of their Obelisks.
+ *
+ * Host time V is one value for the host. It is the wall clock W. After a backward step of W it goes on by boottime B and
+ * runs slower by `slew_per_mille` until they meet. No id lies ahead of V, and nothing that anybody sends moves V.
+ *
+ * The page lies on a tmpfs, in a file of the state directory's daemon. It outlives every process of the daemon and ends
+ * with the boot. It is never a mapping of the disk's file: a store into that hangs when the disk hangs.
+ *
+ * Invariants
+ * - V never steps back by a millisecond's number, whoever reads it, and across every death of a process in one boot.
+ *   A reader that sees V in a new millisecond publishes the moment {V, B, W} before it uses V.
+ * - A moment is published in one atomic step: it is written to one of the two entries of its writer that is not
+ *   current, then `current` is exchanged. So a writer that dies or pauses anywhere holds nobody up and breaks nothing.
+ * - A forward jump of W against V by more than `jump_ns_max` is not followed until an operator accepts it.
+ * - `next_tick` of a coordinator's position is stored before anything below it leaves the worker: strict id, grant and
+ *   socket alike. Only the worker that holds the Obelisk's lock stores it.
+ * - `magic` is stored last: an unfinished page is no evidence.
+ * Source: host-time rules 3, 4, 10, 11; tests/model/host_time.pml; tests/csrc/test_host_time.c.
+ */
+#ifndef PH_HOSTTIME_H
+#define PH_HOSTTIME_H
+
+#include <assert.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "clock.h"
+#include "ph_scarab.h"
+
+#define PH_HOST_PAGE_MAGIC UINT64_C(0x31454741504f4850) /* "PHOPAGE1" in memory */
+#define PH_HOST_PAGE_VERSION 1
+#define PH_MOMENTS_MAX 2050 /* two for each coordinator's worker, two for the supervisor */
+#define PH_SUPERVISOR_WRITER 1024
+
+struct ph_moment {
+    int64_t host_ns; /* V, since 1970 */
+    int64_t boottime_ns;
+    int64_t realtime_ns;
+    int64_t unused;
+};
+
+/* How far one coordinator has come. Two cache lines of its own: its worker stores here for each id. */
+struct ph_position {
+    uint64_t next_tick;       /* everything that was issued lies below */
+    uint64_t start_id;        /* the host start that this is of; 0: the coordinator was no part of it */
+    uint64_t start_id_before; /* what the coordinator's record named when that start read it */
+    uint8_t pad[104];
+};
+
+struct ph_host_page {
+    uint64_t magic;
+    uint64_t version;
+    uint8_t boot_id[16];
+    uint8_t directory_id[16]; /* of the state directory */
+    uint64_t inode;           /* of this file and its birth: a copy of it has others */
+    int64_t birth_ns;
+    uint64_t start_id; /* drawn at random by each host start */
+    uint8_t pad0[56];
+
+    uint64_t current;     /* moments published so far << 16 | the index of the newest one */
+    uint64_t accept_jump; /* 1: the operator says that the wall clock is right */
+    uint8_t pad1[112];
+
+    struct ph_moment moments[PH_MOMENTS_MAX];
+    uint8_t pad2[64];
+    struct ph_position positions[PH_COORDINATOR_MAX];
+};
+
+static_assert(PH_MOMENTS_MAX == 2 * (PH_COORDINATOR_MAX + 1), "two moments for each writer");
+static_assert(PH_SUPERVISOR_WRITER == PH_COORDINATOR_MAX, "the supervisor comes after all coordinators");
+static_assert(sizeof(struct ph_moment) == 32, "moment's size is part of the page's version");
+static_assert(sizeof(struct ph_position) == 128, "position's size is part of the page's version");
+static_assert(offsetof(struct ph_host_page, current) == 128, "current has two cache lines of its own");
+static_assert(offsetof(struct ph_host_page, moments) == 256, "moments follow the header");
+static_assert(offsetof(struct ph_host_page, positions) % 128 == 0, "positions are aligned");
+
+/* One process's view of host time. */
+struct ph_host_clock {
+    struct ph_host_page *page;
+    struct ph_clock_source source;
+    int64_t jump_ns_max;
+    int64_t slew_per_mille;
+    uint32_t writer; /* a coordinator, or PH_SUPERVISOR_WRITER */
+
+    /* Of the newest reading. */
+    int64_t host_ns;
+    int64_t realtime_ns;
+    int64_t boottime_ns;
+    int64_t ahead_ns;    /* host time minus wall clock, when positive */
+    int64_t jump_ns;     /* a forward jump that is not followed, or 0 */
+    uint64_t steps_back; /* backward steps of the wall clock of more than a millisecond that this process saw */
+};
+
+void ph_host_clock_init(struct ph_host_clock *clock, struct ph_host_page *page, uint32_t writer,
+                        struct ph_clock_source source, int64_t jump_ns_max, int64_t slew_per_mille);
+
+/* Reads the source and computes V from it and the newest moment; returns V, in nanoseconds since 1970. */
+int64_t ph_host_clock_read(struct ph_host_clock *clock);
+
+/* The operator says that the wall clock is right: the next reading, of whichever process, follows it. */
+void ph_host_clock_accept(struct ph_host_page *page);
+
+/* The newest moment of a page. */
+void ph_host_page_moment(const struct ph_host_page *page, struct ph_moment *moment);
+/* Publishes a moment whatever the newest one is: at a host start, when nobody else writes. */
+void ph_host_page_set_moment(struct ph_host_page *page, const struct ph_moment *moment);
+
+/* What a copy of a file has not in common with it. birth_ns is 0 where the file system does not tell. 0, or -1. */
+int ph_file_birth(int fd, uint64_t *inode, int64_t *birth_ns);
+
+/* V after `elapsed_ns` of boottime without a look at the wall clock: on, but slower. */
+int64_t ph_slewed(int64_t host_ns, int64_t elapsed_ns, int64_t slew_per_mille);
+
+#endif

@@ -1,0 +1,184 @@
+/*
+ * Strict requests by socket: an id that is issued now, by the owner of the key or by the worker that was asked.
+ *
+ * Invariants
+ * - A request that must wait for host time waits here, not in its connection: nothing behind it is held up, and on the
+ *   connection to a sibling that would be everybody's requests.
+ * - A worker passes a request on to the live owner of its key and stands in when that one does not answer in time,
+ *   hangs up, or is not there. To stand in is right whatever the owner does meanwhile (mint.h), so it is never asked
+ *   whether the owner is dead. An answer of the owner that comes later is dropped: its id is lost.
+ */
+#include <stdlib.h>
+
+#include "methods.h"
+#include "ph_errors.h"
+
+#define HEDGE_MS 50
+#define PASSED_ON_MS_MAX 2 /* who waits longer for host time waits here: a sibling serves few that wait at once */
+
+struct ph_waiting_strict {
+    TAILQ_ENTRY(ph_waiting_strict) all;
+    struct ph_connection *connection;
+    uint32_t message_id;
+    uint64_t stalled_since_ns; /* a ceiling or ticks are missing since; 0: it waits for host time alone */
+    struct ph_strict strict;
+};
+
+static void put_id(struct ph_worker *worker, struct ph_writer *writer, uint32_t message_id, uint64_t tick) {
+    ph_count(&worker->slot->ids_strict, 1);
+    ph_put_reply(writer, message_id);
+    ph_put_uint(writer, ph_id_of_tick(&worker->mint.issuer.layout, worker->mint.issuer.coordinator, tick));
+}
+
+static int must_wait_for_time(const struct ph_worker *worker, const struct ph_strict *strict) {
+    const struct ph_mint *mint = &worker->mint;
+    return strict->stands_in || ph_ms_of_tick(&mint->issuer.layout, strict->floor_tick) > mint->now_ms;
+}
+
+/* Returns 0 when there is no memory for it. */
+static int defer(struct ph_worker *worker, struct ph_connection *connection, uint32_t message_id,
+                 const struct ph_strict *strict) {
+    struct ph_waiting_strict *waiting = malloc(sizeof *waiting);
+    if (waiting == NULL) {
+        return 0;
+    }
+    *waiting = (struct ph_waiting_strict){.connection = connection, .message_id = message_id, .strict = *strict};
+    TAILQ_INSERT_TAIL(&worker->stricts, waiting, all);
+    worker->strict_due_ns = 0; /* looked at in this round */
+    connection->forwarded++;
+    return 1;
+}
+
+/* noted_ns: 0 for the owner, else host time when the request first came to this host. */
+static enum ph_outcome issue(struct ph_call *call, uint64_t after, int64_t noted_ns) {
+    struct ph_worker *worker = call->worker;
+    struct ph_strict strict;
+    int error = ph_strict_begin(&worker->mint, &strict, after, noted_ns);
+    if (error == 0 && must_wait_for_time(worker, &strict)) {
+        error = defer(worker, call->connection, call->request->message_id, &strict) ? 0 : PH_ERR_UNAVAILABLE;
+        return error == 0 ? PH_DONE : ph_call_fail(call, error, "out of memory");
+    }
+    if (error != 0) {
+        return ph_call_fail(call, error, NULL);
+    }
+    struct ph_run run = ph_worker_take(worker, strict.floor_tick, 1);
+    if (run.count == 0) {
+        return ph_call_wait(call);
+    }
+    put_id(worker, call->writer, call->request->message_id, run.first_tick);
+    return PH_DONE;
+}
+
+static int may_pass_on(const struct ph_worker *worker, uint32_t owner, uint64_t after) {
+    const struct ph_layout *layout = &worker->mint.issuer.layout;
+    uint64_t after_ms = ph_ms_of_tick(layout, ph_tick_of_id(layout, after));
+    return ph_is_live(worker, owner) && !ph_link_suspect(worker, owner) &&
+           after_ms <= worker->mint.now_ms + PASSED_ON_MS_MAX;
+}
+
+enum ph_outcome ph_strict_call(struct ph_call *call, uint32_t owner, uint64_t after, int direct) {
+    struct ph_worker *worker = call->worker;
+    if (worker->time_is_old) { /* one reading serves all that had come before it */
+        worker->time_is_old = 0;
+        ph_mint_read(&worker->mint);
+    }
+    if (owner == worker->mint.issuer.coordinator) {
+        return issue(call, after, 0);
+    }
+    if (!direct && may_pass_on(worker, owner, after)) {
+        struct ph_fallback fallback = {.after = after, .noted_ns = worker->mint.host_ns};
+        int error =
+            ph_link_forward(worker, call->connection, owner, "@get_timestamp", call->request, HEDGE_MS, &fallback);
+        if (error == PH_LINK_FULL) {
+            return ph_call_wait(call);
+        }
+        if (error == 0) {
+            return PH_DONE;
+        }
+    }
+    return issue(call, after, worker->mint.host_ns);
+}
+
+void ph_strict_stand_in(struct ph_worker *worker, struct ph_connection *connection, uint32_t message_id,
+                        const struct ph_fallback *fallback) {
+    struct ph_strict strict;
+    int error = ph_strict_begin(&worker->mint, &strict, fallback->after, fallback->noted_ns);
+    if (error == 0 && defer(worker, connection, message_id, &strict)) {
+        return;
+    }
+    ph_connection_send_error(worker, connection, message_id, error != 0 ? error : PH_ERR_UNAVAILABLE, NULL);
+}
+
+static void remove_waiting(struct ph_worker *worker, struct ph_waiting_strict *waiting) {
+    TAILQ_REMOVE(&worker->stricts, waiting, all);
+    waiting->connection->forwarded--;
+    ph_connection_requeue(worker, waiting->connection);
+    free(waiting);
+}
+
+/* The error to give up with, or 0: it may wait on. */
+static int stalled(struct ph_worker *worker, struct ph_waiting_strict *waiting, int64_t due_ns) {
+    if (worker->stopping) {
+        return PH_ERR_SHUTTING_DOWN;
+    }
+    if (due_ns > worker->mint.host_ns + PH_NS_PER_MS || waiting->strict.tick != 0) {
+        waiting->stalled_since_ns = 0;
+        return 0;
+    }
+    if (waiting->stalled_since_ns == 0) {
+        waiting->stalled_since_ns = worker->mint.monotonic_ns;
+    }
+    uint64_t waited_ns = worker->mint.monotonic_ns - waiting->stalled_since_ns;
+    if (waited_ns <= worker->config.stall_ms_max * PH_NS_PER_MS) {
+        return 0;
+    }
+    return ph_mint_lacks_ceiling(&worker->mint) ? PH_ERR_CEILING_STALLED : PH_ERR_UNAVAILABLE;
+}
+
+static int64_t pursue(struct ph_worker *worker, struct ph_waiting_strict *waiting) {
+    int64_t due_ns;
+    uint8_t bytes[32];
+    struct ph_writer reply = {bytes, 0, sizeof bytes};
+    if (ph_strict_pursue(&worker->mint, &waiting->strict, &due_ns)) {
+        put_id(worker, &reply, waiting->message_id, waiting->strict.tick);
+        ph_connection_send(worker, waiting->connection, reply.data, reply.length);
+        remove_waiting(worker, waiting);
+        return INT64_MAX;
+    }
+    int error = stalled(worker, waiting, due_ns);
+    if (error != 0) {
+        ph_connection_send_error(worker, waiting->connection, waiting->message_id, error, NULL);
+        remove_waiting(worker, waiting);
+        return INT64_MAX;
+    }
+    return due_ns;
+}
+
+void ph_stricts_pursue(struct ph_worker *worker) {
+    struct ph_waiting_strict *next;
+    uint64_t next_tick_before = ph_issuer_next(&worker->mint.issuer);
+    if (TAILQ_EMPTY(&worker->stricts) || (worker->mint.host_ns < worker->strict_due_ns && !worker->stopping)) {
+        return;
+    }
+    worker->few_wanted_ns = worker->mint.monotonic_ns;
+    worker->strict_due_ns = INT64_MAX;
+    for (struct ph_waiting_strict *one = TAILQ_FIRST(&worker->stricts); one != NULL; one = next) {
+        next = TAILQ_NEXT(one, all);
+        int64_t due_ns = pursue(worker, one);
+        worker->strict_due_ns = due_ns < worker->strict_due_ns ? due_ns : worker->strict_due_ns;
+    }
+    if (!TAILQ_EMPTY(&worker->stricts) || ph_issuer_next(&worker->mint.issuer) != next_tick_before) {
+        ph_mint_renew(&worker->mint);
+    }
+}
+
+void ph_strict_forget(struct ph_worker *worker, const struct ph_connection *connection) {
+    struct ph_waiting_strict *next;
+    for (struct ph_waiting_strict *one = TAILQ_FIRST(&worker->stricts); one != NULL; one = next) {
+        next = TAILQ_NEXT(one, all);
+        if (one->connection == connection) {
+            TAILQ_REMOVE(&worker->stricts, one, all);
+            free(one);
+        }
+    }
+}
