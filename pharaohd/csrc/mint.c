@@ -26,6 +26,7 @@ void ph_mint_init(struct ph_mint *mint, struct ph_host_page *page, const struct 
     mint->issuer.next_tick = &page->positions[coordinator].next_tick;
     mint->window_ms = window_ms;
     mint->after_ms_max = after_ms_max;
+    mint->tend_ms = TEND_MS;
     ph_boot_id(mint->boot_id);
 }
 
@@ -133,7 +134,7 @@ void ph_mint_renew(struct ph_mint *mint) {
 void ph_mint_tend(struct ph_mint *mint) {
     uint64_t reach = reach_ms(mint);
     if (mint->issued_ns != 0 && (mint->seldom || mint->monotonic_ns - mint->issued_ns > reach / 2 * PH_NS_PER_MS)) {
-        keep_ahead(mint, TEND_MS + reach, 2 * TEND_MS + reach);
+        keep_ahead(mint, mint->tend_ms + reach, 2 * mint->tend_ms + reach);
     }
     mint->issued_ns = 0;
     mint->seldom = 0;

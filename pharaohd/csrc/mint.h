@@ -29,6 +29,7 @@ struct ph_mint {
     uint8_t boot_id[16];
     uint64_t window_ms;
     uint64_t after_ms_max;
+    uint64_t tend_ms; /* how often ph_mint_tend() is called */
 
     /* The newest reading. */
     int64_t host_ns;       /* since 1970 */
