@@ -47,6 +47,7 @@ enum fault_kind { KILL_HOST, CUT, RUN_STEP, BOOT_STEP, BIG_STEP, LOSE, RESTORE, 
 
 struct file {
     uint8_t medium[PH_OBELISK_BYTES];
+    int dirty[3]; /* pages of the cache that a sync would write */
     int lost, needs_repair; /* an operator knows of it */
     int tampered;           /* the page's entry need not be believed */
 };
@@ -56,8 +57,12 @@ struct worker {
     struct ph_mint mint;
     struct ph_obelisk obelisk;
     struct ph_syncer syncer;
-    uint64_t asked_event; /* when the ceiling that waits to be synced was asked for */
-    int64_t asked_ns;     /* true time */
+    uint64_t asked_event; /* when the newest ceiling was asked for */
+    /* The sync that is under way; at most one. */
+    int flies;
+    uint64_t flying_ceiling, flying_event;
+    struct ph_clock_sample flying_sample;
+    int64_t flies_since_ns;
     int busy;             /* a request that it has read and not answered; while it pauses it does nothing else. 0: none */
 };
 
@@ -88,6 +93,8 @@ static struct world {
     struct worker workers[COORDINATORS_MAX];
     int host_runs, page_named, page_is_own, page_is_real;
     struct ph_host_page *page, *older_page;
+    struct ph_host_page *other_page; /* of starts that could not have the usual one */
+    int other_named, other_is_own;
     int older_page_count;
     struct request requests[REQUESTS_MAX];
     uint64_t answered[KEYS];
@@ -234,21 +241,35 @@ static int newest_record(uint32_t c, struct ph_record *newest) {
 
 /* The disk as the product's own calls find it: the file is the cache. */
 static struct worker *syncing; /* whose write comes next */
-static int sync_fails;
+static int sync_fails; /* the n-th sync from now; 0: none */
+
+static struct file *synced_file(void) { return &w->files[syncing - w->workers]; }
 
 static ssize_t disk_write(int fd, const void *data, size_t length, off_t offset) {
+    synced_file()->dirty[offset / PH_OBELISK_PAGE] = 1;
     return pwrite(fd, data, length, offset);
 }
 
+/* One that fails leaves the pages clean, and what they hold is lost: a later sync says nothing about them. */
 static int disk_sync(int fd) {
-    (void)fd;
-    if (sync_fails) {
-        errno = EIO;
-        return -1;
+    struct file *file = synced_file();
+    int fails = sync_fails > 0 && --sync_fails == 0;
+    for (int page = 1; page < 3; page++) {
+        size_t at = (size_t)page * PH_OBELISK_PAGE;
+        size_t kept = !fails || chance(20) ? PH_OBELISK_SECTOR : chance(60) ? 0 : (size_t)pick(PH_OBELISK_SECTOR);
+        if (file->dirty[page] && kept > 0) {
+            REQUIRE(pread(fd, file->medium + at, kept, (off_t)at) == (ssize_t)kept);
+        }
+        file->dirty[page] = 0;
     }
-    uint32_t c = (uint32_t)(syncing - w->workers);
+    errno = EIO;
+    return fails ? -1 : 0;
+}
+
+/* Another file has the name, and it is durable. */
+static void settle_medium(uint32_t c) {
     read_file(c, w->files[c].medium);
-    return 0;
+    memset(w->files[c].dirty, 0, sizeof w->files[c].dirty);
 }
 
 static void on_failure(const struct ph_fault *fault) { (void)fault; }
@@ -280,15 +301,29 @@ static void kill_host(void) {
     w->host_runs = 0;
 }
 
-static void note_asked(struct worker *worker, const struct ph_syncer *before) {
-    if (worker->syncer.pending && (!before->pending || memcmp(&worker->syncer.sample, &before->sample, sizeof before->sample) != 0)) {
-        worker->asked_event = w->event;
-        worker->asked_ns = before->pending ? worker->asked_ns : w->true_ns;
+/* The sync thread takes up what is asked for. */
+static void begin_sync(struct worker *worker) {
+    if (worker->syncer.pending && !worker->flies) {
+        worker->flies = 1;
+        worker->syncer.pending = 0;
+        worker->flying_ceiling = worker->syncer.ceiling;
+        worker->flying_sample = worker->syncer.sample;
+        worker->flying_event = worker->asked_event;
+        worker->flies_since_ns = w->true_ns;
     }
 }
 
+/* After whatever may have asked for a ceiling. */
+static void note_asked(struct worker *worker, const struct ph_syncer *before) {
+    if (worker->syncer.pending &&
+        (!before->pending || memcmp(&worker->syncer.sample, &before->sample, sizeof before->sample) != 0)) {
+        worker->asked_event = w->event;
+    }
+    begin_sync(worker);
+}
+
 /* Its first record; a sync may fail, and the worker may die, at each of its two writes. */
-static void spawn(uint32_t c, int may_fail) {
+static void spawn(uint32_t c, int fails_at) {
     struct worker *worker = &w->workers[c];
     struct ph_fault fault;
     struct ph_clock_source source = {read_clocks, NULL};
@@ -306,7 +341,7 @@ static void spawn(uint32_t c, int may_fail) {
     worker->mint.syncer = &worker->syncer;
     worker->mint.tend_ms = TEND_MS;
     syncing = worker;
-    sync_fails = may_fail && w->faults[EIO_] && chance(10);
+    sync_fails = fails_at;
     follow(w->page->accept_jump != 0);
     int code = ph_mint_take_over(&worker->mint, &worker->obelisk, &fault);
     note_record(c, worker->obelisk.newest.start_id, worker->obelisk.newest.number, w->event);
@@ -323,17 +358,19 @@ static void spawn(uint32_t c, int may_fail) {
 
 static void finish_sync(uint32_t c, int fails) {
     struct worker *worker = &w->workers[c];
-    if (!worker->runs || !worker->syncer.pending) {
+    if (!worker->runs || !worker->flies) {
         return;
     }
     syncing = worker;
     sync_fails = fails;
-    worker->syncer.pending = 0;
-    int failed = ph_syncer_sync(&worker->syncer, worker->syncer.ceiling, &worker->syncer.sample);
+    worker->flies = 0;
+    int failed = ph_syncer_sync(&worker->syncer, worker->flying_ceiling, &worker->flying_sample);
     sync_fails = 0;
-    note_record(c, worker->obelisk.start_id, worker->obelisk.newest.number + (failed != 0), worker->asked_event);
-    worker->syncer.sync_ns_last = (uint64_t)(w->true_ns - worker->asked_ns);
-    w->slowest_ns = w->slowest_ns > w->true_ns - worker->asked_ns ? w->slowest_ns : w->true_ns - worker->asked_ns;
+    note_record(c, worker->obelisk.start_id, worker->obelisk.newest.number + (failed != 0), worker->flying_event);
+    int64_t took_ns = w->true_ns - worker->flies_since_ns;
+    worker->syncer.sync_ns_last = (uint64_t)took_ns;
+    w->slowest_ns = w->slowest_ns > took_ns ? w->slowest_ns : took_ns;
+    begin_sync(worker);
     if (failed) {
         kill_worker(c);
     }
@@ -463,11 +500,27 @@ static int must_be_repaired(uint32_t c) {
     return w->files[c].needs_repair || !newest_record(c, &newest);
 }
 
+/* This start cannot have the page of the last one: /dev/shm was full, or it was another. */
+static void take_other_page(void) {
+    struct ph_host_page *page = w->page;
+    int named = w->page_named, is_own = w->page_is_own;
+    w->page = w->other_page;
+    w->page_named = w->other_named;
+    w->page_is_own = w->other_is_own;
+    w->other_page = page;
+    w->other_named = named;
+    w->other_is_own = is_own;
+    w->page_is_real = 0;
+}
+
 static void start_host(void) {
     struct ph_evidence evidence[COORDINATORS_MAX];
     struct ph_known known;
     struct ph_started started;
     uint32_t untouched = 0;
+    if (w->faults[PAGE] && chance(20)) {
+        take_other_page();
+    }
     if (gather(evidence, &known) < w->count) {
         return; /* refused: one is missing */
     }
@@ -503,7 +556,8 @@ static void stop_cleanly(void) {
         struct worker *worker = &w->workers[c];
         struct ph_fault fault;
         finish_sync(c, 0);
-        if (!worker->runs || chance(10)) {
+        finish_sync(c, 0);
+        if (!worker->runs || worker->flies || chance(10)) {
             continue; /* killed in the middle of it */
         }
         syncing = worker;
@@ -528,6 +582,9 @@ static void step_clock(int64_t quanta) {
 /* Of what is not synced any part may stand, torn sectors too. */
 static void cut_power(void) {
     LOG("power cut");
+    for (uint32_t c = 0; c < w->count; c++) {
+        finish_sync(c, chance(50)); /* what was under way may have come any part of its way */
+    }
     kill_host();
     for (uint32_t c = 0; c < w->count; c++) {
         if (w->files[c].lost) {
@@ -537,9 +594,10 @@ static void cut_power(void) {
         read_file(c, cache);
         for (int slot = 1; slot <= 2; slot++) {
             size_t at = (size_t)slot * PH_OBELISK_PAGE;
-            if (memcmp(cache + at, w->files[c].medium + at, PH_OBELISK_SECTOR) == 0) {
+            if (!w->files[c].dirty[slot]) {
                 continue;
             }
+            w->files[c].dirty[slot] = 0;
             uint64_t kept = chance(35) ? PH_OBELISK_SECTOR : chance(50) ? 0 : pick(PH_OBELISK_SECTOR);
             memcpy(w->files[c].medium + at, cache + at, kept);
         }
@@ -550,7 +608,7 @@ static void cut_power(void) {
     w->true_ns += pauses[pick(5)] * QUANTUM;
     w->boot_ns = w->true_ns - ages[pick(3)] * QUANTUM;
     w->boot_id[0]++;
-    w->page_named = w->page_is_real = w->older_page_count = w->jumped = 0;
+    w->page_named = w->page_is_real = w->other_named = w->older_page_count = w->jumped = 0;
     step_clock(w->faults[BOOT_STEP] ? steps[pick(10)] : 0);
     w->jumped = 0;
 }
@@ -584,7 +642,7 @@ static void restore(int64_t only) {
         memcpy(&magic, w->backups[at][c], sizeof magic);
         if (magic != 0 && (only < 0 || only == (int64_t)c)) {
             write_file(c, w->backups[at][c]);
-            memcpy(w->files[c].medium, w->backups[at][c], PH_OBELISK_BYTES);
+            settle_medium(c);
             w->files[c].lost = 0;
             w->files[c].needs_repair = !w->forgets;
             w->files[c].tampered = 1;
@@ -596,7 +654,7 @@ static void restore(int64_t only) {
 static enum ph_repair_way operator_says(const struct ph_known *known, uint64_t *above_ms) {
     int32_t newest = ph_newest_evidence(known);
     struct ph_record record;
-    *above_ms = w->highest_ms + 1;
+    *above_ms = w->highest_ms;
     if (newest < 0 || !newest_record(known->records[newest].coordinator, &record)) {
         return PH_REPAIR_ABOVE;
     }
@@ -636,7 +694,7 @@ static void repair(uint32_t c) {
     LOG("repair c%u way %d above %llu own %llu: ceiling ms %llu host %.2f", c, way, (unsigned long long)above_ms, (unsigned long long)(own.ceiling>>10), (unsigned long long)(repaired.ceiling >> 10), (double)(repaired.sample.host_ns - (int64_t)EPOCH_MS * MS)/MS);
     REQUIRE(ph_obelisk_create(w->path[c], &identity, &first, &fault) == 0);
     note_record(c, first.start_id, 1, w->event);
-    read_file(c, w->files[c].medium);
+    settle_medium(c);
     w->files[c].lost = w->files[c].needs_repair = 0;
     w->files[c].tampered = 1;
 }
@@ -761,6 +819,23 @@ static void cuts(void) {
     burst();
     pass(pauses[pick(4)]);
     burst();
+    for (uint64_t left = pick(5); left > 0; left--) { /* time passes, and most syncs do not end */
+        pass(5 + (int64_t)pick(30));
+        for (uint32_t c = 0; c < w->count; c++) {
+            if (may_act(&w->workers[c])) {
+                issue(c, 1 + pick(2));
+            }
+            if (chance(30)) {
+                finish_sync(c, 0);
+            }
+        }
+    }
+    if (w->faults[EIO_] && chance(50)) { /* a sync fails, and the next owner's first ones may too */
+        for (uint32_t c = 0; c < w->count; c++) {
+            finish_sync(c, 1);
+            spawn(c, (int)pick(3));
+        }
+    }
     if (chance(70)) {
         cut_power();
         if (chance(60)) {
@@ -770,6 +845,56 @@ static void cuts(void) {
         kill_host();
         w->page_named = 0;
         step_clock(-steps[pick(3)]);
+    }
+    start_anew();
+    burst();
+}
+
+/* Files are lost while host time leads the wall clock and siblings are idle. */
+static void losses(void) {
+    uint32_t active = (uint32_t)pick(w->count);
+    if (!w->host_runs) {
+        start_anew();
+    }
+    for (uint32_t c = 0; c < w->count; c++) {
+        spawn(c, 0);
+    }
+    if (!may_act(&w->workers[active])) {
+        kill_host();
+        return;
+    }
+    issue(active, 1);
+    step_clock(chance(60) ? -(int64_t)(2 + pick(80)) : (int64_t)pick(20));
+    for (uint64_t left = 1 + pick(4); left > 0; left--) {
+        for (uint32_t c = 0; c < w->count; c++) {
+            if (may_act(&w->workers[c]) && chance(80)) {
+                tend(c);
+                finish_sync(c, 0);
+            }
+        }
+        pass(1 + (int64_t)pick(60));
+        if (may_act(&w->workers[active])) {
+            issue(active, 1 + pick(2));
+        }
+        finish_sync(active, 0);
+    }
+    uint32_t lost = chance(80) ? active : (uint32_t)pick(w->count);
+    if (chance(30)) {
+        kill_worker(lost);
+        lose(lost);
+        repair(lost);
+    }
+    if (may_act(&w->workers[active])) {
+        issue(active, 1);
+    }
+    if (chance(50)) {
+        cut_power();
+    } else {
+        kill_host();
+        w->page_named &= chance(30);
+    }
+    if (chance(70)) {
+        lose(lost);
     }
     start_anew();
     burst();
@@ -806,7 +931,7 @@ static void act_running(void) {
         pass(1 + (int64_t)(chance(10) ? pick(30) : pick(4)));
         finish_sync((uint32_t)pick(w->count), 0);
     } else if (what < 320) {
-        spawn(c, 1);
+        spawn(c, w->faults[EIO_] && chance(10) ? 1 + (int)pick(2) : 0);
     } else if (what < 400) {
         finish_sync(c, w->faults[EIO_] && chance(15));
     } else if (what < 540) {
@@ -886,7 +1011,7 @@ static void end_of_faults(void) {
 }
 
 static void slow_disk(void) {
-    static const int64_t durations[] = {4, 12, 16, 22};
+    static const int64_t durations[] = {12, 22, 90, 150};
     int64_t takes_ns = durations[pick(4)] * QUANTUM, last_ns[COORDINATORS_MAX];
     int64_t end_ns = w->true_ns + 8 * takes_ns + 4 * WINDOW_MS * MS;
     for (uint32_t c = 0; c < w->count; c++) {
@@ -896,7 +1021,7 @@ static void slow_disk(void) {
         for (uint32_t c = 0; c < w->count; c++) {
             struct worker *worker = &w->workers[c];
             spawn(c, 0);
-            if (worker->runs && worker->syncer.pending && w->true_ns >= worker->asked_ns + takes_ns) {
+            if (worker->runs && worker->flies && w->true_ns >= worker->flies_since_ns + takes_ns) {
                 finish_sync(c, 0);
             }
             if (worker->runs && issue(c, 1)) {
@@ -933,26 +1058,29 @@ static void make_host(void) {
         snprintf(w->path[c], sizeof w->path[c], "/dev/shm/histories-%d-%u", (int)getpid(), c);
         REQUIRE(ph_obelisk_create(w->path[c], &identity, &first, &fault) == 0);
         note_record(c, first.start_id, 1, w->event);
-        read_file(c, w->files[c].medium);
+        settle_medium(c);
     }
     w->followed_ns = wall_ns();
     w->followed_at_ns = w->true_ns;
 }
 
 static const char *history(uint64_t seed) {
-    struct ph_host_page *page = w->page, *older = w->older_page;
+    struct ph_host_page *page = w->page, *older = w->older_page, *other = w->other_page;
     memset(w, 0, sizeof *w);
     w->page = page;
+    w->other_page = other;
     w->older_page = older;
     w->random = (struct random){seed};
     make_host();
     start_host();
-    uint64_t style = pick(3);
+    uint64_t style = pick(4);
     for (uint64_t left = style == 0 ? 20 + pick(100) : 1 + pick(8); left > 0 && w->broken == NULL; left--) {
         if (style == 1 && !w->forgets) {
             cuts();
         } else if (style == 2 && w->faults[KILL_HOST]) {
             chance(90) ? dance() : crash_loop();
+        } else if (style == 3 && !w->forgets) {
+            losses();
         } else if (w->host_runs) {
             act_running();
         } else {
@@ -977,9 +1105,10 @@ static void test_random_histories(void) {
     w = calloc(1, sizeof *w);
     REQUIRE(w != NULL);
     w->page = calloc(1, sizeof *w->page);
+    w->other_page = calloc(1, sizeof *w->page);
     w->older_page = calloc(BACKUPS_MAX + 1, sizeof *w->page);
-    REQUIRE(w->page != NULL && w->older_page != NULL);
-    uint64_t rounds = random_rounds(3000);
+    REQUIRE(w->page != NULL && w->older_page != NULL && w->other_page != NULL);
+    uint64_t rounds = random_rounds(5000);
     for (uint64_t i = 0; i < rounds; i++) {
         uint64_t seed = getenv("HISTORY") != NULL ? strtoull(getenv("HISTORY"), NULL, 10) : random_u64(&random);
         const char *broken = history(seed);
@@ -990,6 +1119,7 @@ static void test_random_histories(void) {
         }
     }
     free(w->page);
+    free(w->other_page);
     free(w->older_page);
     free(w);
 }
