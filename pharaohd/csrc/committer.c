@@ -138,6 +138,7 @@ static void *commit_thread(void *argument) {
     pthread_setname_np(pthread_self(), "commit");
     while (next_work(committer, &work) && carry_out(committer, &work) == 0) {
     }
+    ph_store_release(&committer->ended, 1); /* pairs with ph_committer_has_ended() */
     return NULL;
 }
 
@@ -178,6 +179,8 @@ void ph_committer_make_room(struct ph_committer *committer) {
 }
 
 uint64_t ph_committer_durable(const struct ph_committer *committer) { return ph_load_acquire(&committer->durable); }
+
+int ph_committer_has_ended(const struct ph_committer *committer) { return ph_load_acquire(&committer->ended) != 0; }
 
 void ph_committer_stop(struct ph_committer *committer) {
     pthread_mutex_lock(&committer->mutex);

@@ -7,7 +7,8 @@
  *   nothing beyond the value that it loads (acquire).
  * - The file is lengthened in the time between batches. When the disk is full it stays as it is, and `room` tells the
  *   loop how much may still be written: a batch that was handed over always fits.
- * - The first failed write or sync ends the process at once.
+ * - The first failed write or sync ends the process at once. Where `on_failure` returns instead, as in tests, the thread
+ *   ends and says so: nobody waits for it.
  */
 #ifndef PH_COMMITTER_H
 #define PH_COMMITTER_H
@@ -30,6 +31,7 @@ struct ph_committer {
     uint64_t full;       /* the file could not be lengthened at the last attempt */
     uint64_t rewriting;  /* a new file is being filled */
     uint64_t journal_id; /* 0: there is no file yet */
+    uint64_t ended;      /* nothing more will become durable */
     uint64_t commit_count;
     uint64_t sync_ns_last;
     uint64_t sync_ns_max;
@@ -61,6 +63,8 @@ void ph_committer_hand_over(struct ph_committer *committer, uint8_t *batch, size
 /* Without a batch: makes the first file, or lengthens the one that there is. Not while a batch is under way. */
 void ph_committer_make_room(struct ph_committer *committer);
 uint64_t ph_committer_durable(const struct ph_committer *committer);
+/* After a failure that did not end the process: `durable` stays as it is. */
+int ph_committer_has_ended(const struct ph_committer *committer);
 /* Waits for what was handed over, and ends the thread. */
 void ph_committer_stop(struct ph_committer *committer);
 

@@ -344,18 +344,24 @@ static void note_exact_values(struct ph_dense *dense, uint32_t *at) {
     }
 }
 
+/* Returns whether all that was handed over is durable. If not, it never will be: the commit thread has failed. */
+static int await_commit(const struct ph_dense *dense) {
+    while (ph_dense_is_committing(dense) && !ph_committer_has_ended(&dense->committer)) {
+        usleep(100);
+    }
+    return !ph_dense_is_committing(dense); /* it may have ended after the last batch */
+}
+
 void ph_dense_finish(struct ph_worker *worker) {
     struct ph_dense *dense = worker->dense;
     uint32_t at = 0;
-    int room_left = 1;
-    do {
-        while (ph_dense_is_committing(dense)) {
-            usleep(100);
-        }
-        room_left = room(dense, BATCH_LIMIT) >= PH_COUNTER_RECORDS_MAX;
+    int goes_on = 1;
+    while (goes_on && await_commit(dense)) {
+        int room_left = room(dense, BATCH_LIMIT) >= PH_COUNTER_RECORDS_MAX;
         note_exact_values(dense, &at);
         hand_over(worker, dense);
-    } while (ph_dense_is_committing(dense) || (room_left && at < dense->counters.size));
+        goes_on = ph_dense_is_committing(dense) || (room_left && at < dense->counters.size);
+    }
     answer(worker, dense, ph_committer_durable(&dense->committer));
     ph_committer_stop(&dense->committer);
 }

@@ -35,20 +35,16 @@ STALL_MS = 100
 SETTINGS = {"rpc": {"stall_ms_max": STALL_MS}, "obelisk": {"window_ms": 100}}
 
 
-def renewals(daemon: Daemon) -> int:
-    return sum(worker.syncs for worker in daemon.workers())
-
-
 def own_socket(daemon: Daemon, coordinator: int) -> str:
     return str(daemon.runtime_dir / "coordinators" / f"{coordinator:04d}.sock")
 
 
-def ceiling_on_medium(path: Path, copy: Path) -> int:
-    """The newest ceiling that the disk holds, whatever the page cache shows."""
+def newest_on_medium(path: Path, copy: Path) -> obelisk.Record:
+    """The newest record that the disk holds, whatever the page cache shows."""
     copy.write_bytes(read_medium(path, 16384))
     newest = obelisk.inspect(copy).newest
     assert newest is not None
-    return newest.ceiling
+    return newest
 
 
 def more_rows(drawer: Drawer) -> Callable[[], bool]:
@@ -70,7 +66,7 @@ def check_below_medium(daemon: Daemon, drawn: list[Drawer], copy: Path) -> None:
     received = ledger.highest_ticks([drawer.runs() for drawer in drawn], LAYOUT)
     assert received
     for coordinator, tick in received.items():
-        assert tick < ceiling_on_medium(daemon.obelisk(coordinator), copy)
+        assert tick < newest_on_medium(daemon.obelisk(coordinator), copy).ceiling
 
 
 def let_the_next_record_fail(file_system: LoopFs, daemon: Daemon, filler: Path) -> None:
@@ -155,22 +151,44 @@ def stalled(daemon: Daemon, coordinator: int) -> bool:
     return False
 
 
+def is_full(mount_point: Path) -> bool:
+    left = os.statvfs(mount_point)
+    return left.f_bavail == left.f_ffree == 0
+
+
+def fill_for_good(mount_point: Path) -> None:
+    """Takes all inodes and all blocks. What waits to be written back reserves more than it takes in the end: again."""
+    files: list[Path] = []
+    with contextlib.suppress(OSError):
+        for number in range(1000):
+            file = mount_point / f"inode-{number}"
+            file.touch()
+            files.append(file)
+    for file in files:
+        fill(file)
+        with open(file, "rb") as filled:
+            os.fsync(filled.fileno())
+        if is_full(mount_point):
+            return
+    raise AssertionError("the disk does not fill up")
+
+
 def test_a_full_disk_goes_unnoticed(directory: Path) -> None:
     """F7: neither blocks nor inodes are left; the file was made whole, so renewals and even restarts need none."""
     with loop_fs(directory, options=("-N", "64")) as file_system:
         daemon = Daemon(directory, state_dir=file_system.mount_point / "state", settings=SETTINGS)
-        with daemon, drawers(daemon.socket, directory, ["ring", "socket"]) as drawn:
+        with daemon, drawers(own_socket(daemon, 0), directory, ["ring", "socket"]) as drawn:
             for drawer in drawn:
                 drawer.wait_drawing()
             pids = daemon.worker_pids()
-            with contextlib.suppress(OSError):
-                for number in range(1000):
-                    (file_system.mount_point / f"inode-{number}").touch()
-            fill(file_system.mount_point / "inode-0")
-            left = os.statvfs(file_system.mount_point)
-            assert left.f_bavail == left.f_ffree == 0
-            before = renewals(daemon)  # of all: both clients may be with the same worker
-            wait_until(lambda: renewals(daemon) >= before + 5, "renewals on a full disk")
+            fill_for_good(file_system.mount_point)
+            # The next record may have been on its way already; those after it begin on a full disk.
+            on_its_way = newest_on_medium(daemon.obelisk(0), directory / "copy").number + 1
+            wait_until(
+                lambda: newest_on_medium(daemon.obelisk(0), directory / "copy").number >= on_its_way + 5,
+                "renewals on a full disk",
+            )
+            assert is_full(file_system.mount_point)
             for drawer in drawn:
                 wait_until(more_rows(drawer), "each client served")
             assert daemon.worker_pids() == pids
