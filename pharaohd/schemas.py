@@ -394,8 +394,10 @@ class Schemas:
     async def register(self, subject: Any, schema: Any, type: Any = None) -> int:
         """The schema's id, the same for the same schema of a subject."""
         name, content = checked_subject(subject), Name.of(schema, "schema")
+        if isinstance(type, bytes):
+            type = type.decode(errors="replace")
         if not isinstance(type, str | None):
-            raise BadRequestError("type is a str or nil")
+            raise BadRequestError("type is a str, bin or nil")
         run = asyncio.get_running_loop().run_in_executor
         type, digest = await run(self._files, canonical.identify, content.raw, type)
         return await self._registry_of(name.raw).register(name, content, type, digest)

@@ -2,6 +2,7 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
@@ -30,11 +31,11 @@ static struct ph_user *user_of(struct ph_worker *worker, uid_t uid) {
     return unused;
 }
 
-static uid_t peer_uid(int fd) {
+static struct ucred peer_of(int fd) {
     struct ucred peer = {.uid = (uid_t)-1};
     socklen_t length = sizeof peer;
     getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &length);
-    return peer.uid;
+    return peer;
 }
 
 /*
@@ -145,9 +146,10 @@ void ph_connections_bury(struct ph_worker *worker) {
 }
 
 static void violation(struct ph_worker *worker, struct ph_connection *connection, const char *what) {
+    struct ucred peer = peer_of(connection->source.fd);
     ph_count(&worker->slot->violations, 1);
-    ph_worker_log(worker, PH_LOG_WARNING, "connection of uid %u closed: %s",
-                  connection->user != NULL ? (unsigned)connection->user->uid : 0, what);
+    ph_worker_log(worker, PH_LOG_WARNING, "connection of uid %u, pid %d closed: %s", (unsigned)peer.uid, (int)peer.pid,
+                  what);
     ph_connection_close(worker, connection);
 }
 
@@ -234,23 +236,30 @@ static void drain_output(struct ph_worker *worker, struct ph_connection *connect
     }
 }
 
-/* Serves the frame at `frame`, whose end the scan has found. */
-static enum ph_outcome serve_frame(struct ph_worker *worker, struct ph_connection *connection, const uint8_t *frame,
-                                   struct ph_writer *writer) {
-    struct ph_request request;
-    size_t length = connection->scan.position;
-    enum ph_message_kind kind = ph_frame_read(frame, length, &request);
-    if (kind == PH_MESSAGE_RESPONSE && connection->source.kind == PH_SOURCE_LINK) {
-        ph_link_reply(worker, connection->link, &request);
+/* A message that may not come this way, or not in this form, is refused by the rule in message->broken. */
+static enum ph_outcome serve_message(struct ph_worker *worker, struct ph_connection *connection,
+                                     enum ph_message_kind kind, struct ph_request *message, struct ph_writer *writer) {
+    int is_link = connection->source.kind == PH_SOURCE_LINK;
+    if (kind == PH_MESSAGE_REQUEST && !is_link) {
+        return ph_method_call(worker, connection, message, writer);
+    }
+    if (kind == PH_MESSAGE_RESPONSE && is_link) {
+        ph_link_reply(worker, connection->link, message);
         return PH_DONE;
     }
     if (kind == PH_MESSAGE_NOTIFICATION) {
         return PH_DONE; /* nothing that can be asked for is of use without an answer */
     }
-    if (kind != PH_MESSAGE_REQUEST || connection->source.kind == PH_SOURCE_LINK) {
-        return PH_CLOSE;
+    if (kind != PH_MESSAGE_BAD) {
+        message->broken = is_link ? "a sibling answers and does not ask" : "nobody asked for a reply";
     }
-    return ph_method_call(worker, connection, &request, writer);
+    return PH_CLOSE;
+}
+
+static void refuse(struct ph_worker *worker, struct ph_connection *connection, const char *rule) {
+    char what[128];
+    snprintf(what, sizeof what, "malformed frame: %s", rule);
+    violation(worker, connection, what);
 }
 
 /* Serves whole frames; returns how many bytes they were. Replies of one batch leave in one write. */
@@ -259,28 +268,27 @@ static size_t serve_frames(struct ph_worker *worker, struct ph_connection *conne
     struct ph_writer writer = {worker->output, 0, sizeof worker->output};
     size_t at = 0;
     while (at < length && may_serve(worker, connection)) {
-        enum ph_scan_result found = ph_frame_scan(&connection->scan, data + at, length - at);
-        if (found == PH_SCAN_MORE) {
+        struct ph_request message;
+        enum ph_message_kind kind = ph_frame_next(&connection->scan, data + at, length - at, &message);
+        if (kind == PH_MESSAGE_MORE) {
             break;
         }
-        enum ph_outcome outcome = PH_CLOSE;
-        if (found == PH_SCAN_FRAME) {
-            outcome = serve_frame(worker, connection, data + at, &writer);
-        }
+        enum ph_outcome outcome = serve_message(worker, connection, kind, &message, &writer);
         if (outcome == PH_WAIT) {
             if (connection->waiting_since_ns == 0) {
                 connection->waiting_since_ns = worker->mint.monotonic_ns;
             }
+            ph_frame_scan(&connection->scan, data + at, message.bytes); /* its end is known: not looked for each time */
             start_waiting(worker, connection);
             break;
         }
         if (outcome == PH_CLOSE) {
             ph_connection_send(worker, connection, writer.data, writer.length);
-            violation(worker, connection, "malformed frame");
+            refuse(worker, connection, message.broken);
             return length;
         }
-        at += connection->scan.position;
-        connection->scan = (struct ph_scan){0};
+        at += message.bytes;
+        connection->scan.position = 0;
         connection->waiting_since_ns = 0;
         if (writer.capacity - writer.length < PH_REPLY_BYTES_MAX) {
             ph_connection_send(worker, connection, writer.data, writer.length);
@@ -411,7 +419,7 @@ void ph_connections_check_deadlines(struct ph_worker *worker) {
 }
 
 static void admit(struct ph_worker *worker, int fd) {
-    uid_t uid = peer_uid(fd);
+    uid_t uid = peer_of(fd).uid;
     struct ph_user *user = user_of(worker, uid);
     if (worker->slot->connections >= worker->config.connections_max || user == NULL ||
         user->connections >= worker->config.connections_per_uid_max) {

@@ -288,7 +288,7 @@ enum ph_outcome ph_next_schema(struct ph_call *call) {
 static const char *const kind_names[] = {"", "group", "offset", "schema"};
 
 static enum ph_counter_kind read_kind(struct ph_reader *reader) {
-    struct ph_bytes text = ph_read_text(reader);
+    struct ph_bytes text = ph_read_key(reader);
     for (uint32_t kind = 1; !reader->failed && kind < PH_KIND_END; kind++) {
         if (text.length == strlen(kind_names[kind]) && memcmp(text.data, kind_names[kind], text.length) == 0) {
             return kind;
@@ -437,7 +437,7 @@ enum ph_outcome ph_register_schema(struct ph_call *call) {
     struct ph_bytes subject = ph_read_key(&reader);
     struct ph_bytes schema = ph_read_key(&reader);
     if (call->request->param_count > 2 && !ph_read_nil(&reader)) {
-        ph_read_text(&reader);
+        ph_read_key(&reader);
     }
     if (call->request->param_count < 2 || call->request->param_count > 3 || reader.failed) {
         return ph_call_bad_params(call, "register_schema takes subject, schema and a type (json, avro, bytes) or nil");

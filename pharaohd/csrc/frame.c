@@ -7,210 +7,232 @@
 
 #include "ph_errors.h"
 
-static uint64_t big_endian(const uint8_t *data, uint32_t size) {
-    uint64_t value = 0;
-    for (uint32_t i = 0; i < size; i++) {
-        value = value << 8 | data[i];
-    }
-    return value;
-}
-
-/* What a value's first bytes say: how long its head is, how many bytes of payload and how many values follow. */
-struct head {
-    uint32_t bytes;
-    uint64_t payload;
-    uint64_t values;
+enum kind {
+    KIND_UINT,   /* never negative */
+    KIND_SIGNED, /* may be negative */
+    KIND_BYTES,  /* str and bin */
+    KIND_ARRAY,
+    KIND_OTHER,       /* nil, and what no request is made of */
+    KIND_CUT,         /* from here on no value: its head has not arrived yet */
+    KIND_UNUSED_BYTE, /* … it is the one byte that MessagePack leaves unused */
+    KIND_TOO_LONG,    /* … it announces more than a frame may hold */
 };
 
-/* Payload of the fixed-size kinds 0xc0 … 0xdf; those with a length field are told apart by LENGTH and COUNT below. */
-enum { LENGTH1 = 100, LENGTH2, LENGTH4, EXT1, EXT2, EXT4, ARRAY2, ARRAY4, MAP2, MAP4, INVALID };
-static const uint8_t kind_of[32] = {
-    /* c0 */ 0,    INVALID, 0,       0,       LENGTH1, LENGTH2, LENGTH4, EXT1,
-    /* c8 */ EXT2, EXT4,    4,       8,       1,       2,       4,       8,
-    /* d0 */ 1,    2,       4,       8,       2,       3,       5,       9,
-    /* d8 */ 17,   LENGTH1, LENGTH2, LENGTH4, ARRAY2,  ARRAY4,  MAP2,    MAP4,
+/* What its first byte says of a value. A length field counts bytes beside `payload`, or values, `values` for each. */
+struct shape {
+    uint8_t kind;
+    uint8_t payload; /* bytes behind its head */
+    uint8_t values;  /* values behind its head */
+    uint8_t field;   /* bytes of its length field */
 };
 
-/* 1: understood; 0: more bytes are needed; -1: not MessagePack. */
-static int read_head(const uint8_t *data, size_t available, struct head *head) {
-    uint8_t first = data[0];
-    *head = (struct head){1, 0, 0};
-    if (first <= 0x7f || first >= 0xe0) {
-        return 1;
+#define FIXMAP(n) {KIND_OTHER, 0, 2 * (n), 0}
+#define FIXARRAY(n) {KIND_ARRAY, 0, n, 0}
+#define FIXSTR(n) {KIND_BYTES, n, 0, 0}
+#define UP_4(of, n) of(n), of((n) + 1), of((n) + 2), of((n) + 3)
+#define UP_16(of, n) UP_4(of, n), UP_4(of, (n) + 4), UP_4(of, (n) + 8), UP_4(of, (n) + 12)
+
+static const struct shape shapes[256] = {
+    [0x00 ... 0x7f] = {KIND_UINT, 0, 0, 0},
+    [0x80] = UP_16(FIXMAP, 0),
+    [0x90] = UP_16(FIXARRAY, 0),
+    [0xa0] = UP_16(FIXSTR, 0),
+    [0xb0] = UP_16(FIXSTR, 16),
+    [0xc0] = {KIND_OTHER, 0, 0, 0},       /* nil */
+    [0xc1] = {KIND_UNUSED_BYTE, 0, 0, 1}, /* a field that is never read: so that it is looked at closely */
+    [0xc2 ... 0xc3] = {KIND_OTHER, 0, 0, 0},
+    [0xc4] = {KIND_BYTES, 0, 0, 1}, /* bin */
+    [0xc5] = {KIND_BYTES, 0, 0, 2},
+    [0xc6] = {KIND_BYTES, 0, 0, 4},
+    [0xc7] = {KIND_OTHER, 1, 0, 1}, /* ext: its type is a byte more */
+    [0xc8] = {KIND_OTHER, 1, 0, 2},
+    [0xc9] = {KIND_OTHER, 1, 0, 4},
+    [0xca] = {KIND_OTHER, 4, 0, 0}, /* float */
+    [0xcb] = {KIND_OTHER, 8, 0, 0},
+    [0xcc] = {KIND_UINT, 1, 0, 0},
+    [0xcd] = {KIND_UINT, 2, 0, 0},
+    [0xce] = {KIND_UINT, 4, 0, 0},
+    [0xcf] = {KIND_UINT, 8, 0, 0},
+    [0xd0] = {KIND_SIGNED, 1, 0, 0},
+    [0xd1] = {KIND_SIGNED, 2, 0, 0},
+    [0xd2] = {KIND_SIGNED, 4, 0, 0},
+    [0xd3] = {KIND_SIGNED, 8, 0, 0},
+    [0xd4] = {KIND_OTHER, 2, 0, 0}, /* fixext */
+    [0xd5] = {KIND_OTHER, 3, 0, 0},
+    [0xd6] = {KIND_OTHER, 5, 0, 0},
+    [0xd7] = {KIND_OTHER, 9, 0, 0},
+    [0xd8] = {KIND_OTHER, 17, 0, 0},
+    [0xd9] = {KIND_BYTES, 0, 0, 1}, /* str */
+    [0xda] = {KIND_BYTES, 0, 0, 2},
+    [0xdb] = {KIND_BYTES, 0, 0, 4},
+    [0xdc] = {KIND_ARRAY, 0, 1, 2},
+    [0xdd] = {KIND_ARRAY, 0, 1, 4},
+    [0xde] = {KIND_OTHER, 0, 2, 2}, /* map */
+    [0xdf] = {KIND_OTHER, 0, 2, 4},
+    [0xe0 ... 0xff] = {KIND_OTHER, 0, 0, 0},
+};
+
+/* What its head says of a value. No number here is more than twice the frame limit. */
+struct value {
+    uint32_t kind;
+    uint32_t bytes; /* head and payload */
+    uint32_t payload;
+    uint32_t values;
+};
+
+static inline uint64_t big_endian(const uint8_t *data, uint32_t size) {
+    uint16_t of_two;
+    uint32_t of_four;
+    uint64_t of_eight;
+    switch (size) {
+    case 1:
+        return data[0];
+    case 2:
+        memcpy(&of_two, data, sizeof of_two);
+        return be16toh(of_two);
+    case 4:
+        memcpy(&of_four, data, sizeof of_four);
+        return be32toh(of_four);
+    default:
+        memcpy(&of_eight, data, sizeof of_eight);
+        return be64toh(of_eight);
     }
-    if (first <= 0x8f) {
-        head->values = 2 * (uint64_t)(first & 0x0f);
-        return 1;
-    }
-    if (first <= 0x9f) {
-        head->values = first & 0x0f;
-        return 1;
-    }
-    if (first <= 0xbf) {
-        head->payload = first & 0x1f;
-        return 1;
-    }
-    uint8_t kind = kind_of[first - 0xc0];
-    if (kind < LENGTH1) {
-        head->payload = kind;
-        return 1;
-    }
-    if (kind == INVALID) {
-        return -1;
-    }
-    static const uint8_t field_bytes[] = {1, 2, 4, 1, 2, 4, 2, 4, 2, 4};
-    uint32_t field = field_bytes[kind - LENGTH1];
-    if (available < 1 + (size_t)field) {
-        return 0;
-    }
-    uint64_t number = big_endian(data + 1, field);
-    head->bytes = 1 + field;
-    if (kind >= ARRAY2) {
-        head->values = kind >= MAP2 ? 2 * number : number;
-    } else {
-        head->payload = number + (kind >= EXT1 ? 1 : 0);
-    }
-    return 1;
 }
+
+static __attribute__((noinline)) struct value value_with_field(const uint8_t *data, size_t available) {
+    struct shape shape = shapes[data[0]];
+    if (shape.kind == KIND_UNUSED_BYTE) {
+        return (struct value){.kind = KIND_UNUSED_BYTE};
+    }
+    uint32_t head = 1U + shape.field;
+    if (available < head) {
+        return (struct value){.kind = KIND_CUT};
+    }
+    uint64_t number = big_endian(data + 1, shape.field);
+    if (number > PH_FRAME_BYTES_MAX) {
+        return (struct value){.kind = KIND_TOO_LONG};
+    }
+    uint32_t payload = shape.values > 0 ? 0 : shape.payload + (uint32_t)number;
+    return (struct value){shape.kind, head + payload, payload, shape.values * (uint32_t)number};
+}
+
+/* Looks at no more than `available` bytes, one at least. The payload may reach beyond them. */
+static inline struct value value_at(const uint8_t *data, size_t available) {
+    const struct shape *shape = &shapes[data[0]];
+    if (shape->field > 0) {
+        return value_with_field(data, available);
+    }
+    return (struct value){shape->kind, 1U + shape->payload, shape->payload, shape->values};
+}
+
+#define TEXT_OF(number) #number
+#define TEXT(number) TEXT_OF(number)
+static const char unused_byte[] = "a byte c1, which MessagePack does not use";
+static const char no_array[] = "it is no array";
+static const char too_long[] = "more than " TEXT(PH_FRAME_BYTES_MAX) " bytes, or so many announced";
+static const char too_deep[] = "more than " TEXT(PH_FRAME_DEPTH_MAX) " arrays or maps within each other";
+static const char no_kind[] = "it does not begin with 0, 1 or 2";
+static const char no_message_id[] = "its msgid is no unsigned number of 32 bits";
+static const char no_reply[] = "a reply is [1, msgid, error, result]";
+static const char no_request[] = "a request is [0, msgid, method, params]";
+static const char no_method[] = "a method is a str or bin";
+static const char no_params[] = "params are an array";
 
 /* One value is behind the scanner: closes every container that it was the last of. */
 static void value_done(struct ph_scan *scan) {
-    while (scan->depth > 0 && --scan->left[scan->depth - 1] == 0) {
+    while (--scan->left[scan->depth] == 0 && scan->depth > 0) {
         scan->depth--;
     }
 }
 
-static int whole(const struct ph_scan *scan) { return scan->position > 0 && scan->depth == 0; }
-
-/*
- * The head of a request as nearly every client writes it: [0, number, short name, [few parameters. Fills in `request` and
- * returns where the parameters begin, or 0: then it is to be read value by value.
- */
-static size_t usual_head(const uint8_t *data, size_t length, struct ph_request *request) {
-    if (length < 4 || data[0] != 0x94 || data[1] != PH_MESSAGE_REQUEST) {
-        return 0;
-    }
-    uint32_t number_bytes = data[2] <= 0x7f ? 0 : data[2] == 0xcc ? 1 : data[2] == 0xcd ? 2 : data[2] == 0xce ? 4 : 99;
-    size_t name_at = 3 + (size_t)number_bytes;
-    if (name_at >= length || (data[name_at] & 0xe0) != 0xa0) {
-        return 0;
-    }
-    size_t name_length = data[name_at] & 0x1f;
-    size_t params_at = name_at + 1 + name_length;
-    if (params_at >= length || (data[params_at] & 0xf0) != 0x90) {
-        return 0;
-    }
-    request->message_id = number_bytes == 0 ? data[2] : (uint32_t)big_endian(data + 3, number_bytes);
-    request->method = (struct ph_bytes){data + name_at + 1, (uint32_t)name_length};
-    request->param_count = data[params_at] & 0x0f;
-    return params_at + 1;
-}
-
-/* Starts behind a usual head, which leaves nothing open but the parameters. */
-static void scan_usual_head(struct ph_scan *scan, const uint8_t *data, size_t length) {
-    struct ph_request request;
-    size_t head_bytes = usual_head(data, length, &request);
-    if (head_bytes > 0) {
-        scan->position = (uint32_t)head_bytes;
-        scan->depth = request.param_count > 0 ? 2 : 0;
-        scan->left[0] = 1;
-        scan->left[1] = request.param_count;
-    }
+static enum ph_scan_result refuse(struct ph_scan *scan, const char *rule) {
+    scan->broken = rule;
+    return PH_SCAN_MALFORMED;
 }
 
 enum ph_scan_result ph_frame_scan(struct ph_scan *scan, const uint8_t *data, size_t length) {
-    if (scan->position == 0) {
-        scan_usual_head(scan, data, length);
+    if (scan->position == 0 && length > 0) {
+        if (shapes[data[0]].kind != KIND_ARRAY) {
+            return refuse(scan, no_array);
+        }
+        scan->depth = 0;
+        scan->left[0] = 1; /* the message itself */
     }
-    while (!whole(scan) && scan->position < length) {
-        struct head head;
-        int understood = read_head(data + scan->position, length - scan->position, &head);
-        if (understood <= 0) {
-            return understood < 0 ? PH_SCAN_MALFORMED : PH_SCAN_MORE;
+    while (scan->position < length && scan->left[0] > 0) {
+        struct value value = value_at(data + scan->position, length - scan->position);
+        if (value.kind == KIND_CUT) {
+            return PH_SCAN_MORE;
         }
-        if (scan->position == 0 && head.values == 0) {
-            return PH_SCAN_MALFORMED; /* a message is an array */
+        if (value.kind == KIND_UNUSED_BYTE) {
+            return refuse(scan, unused_byte);
         }
-        if (scan->position + head.bytes + head.payload + head.values > PH_FRAME_BYTES_MAX) {
-            return PH_SCAN_MALFORMED;
+        if (value.kind == KIND_TOO_LONG || scan->position + value.bytes + value.values > PH_FRAME_BYTES_MAX) {
+            return refuse(scan, too_long);
         }
-        scan->position += head.bytes + (uint32_t)head.payload;
-        if (head.values > 0) {
-            if (scan->depth == PH_FRAME_DEPTH_MAX) {
-                return PH_SCAN_MALFORMED;
-            }
-            scan->left[scan->depth++] = (uint32_t)head.values;
+        if (value.values > 0 && scan->depth == PH_FRAME_DEPTH_MAX) {
+            return refuse(scan, too_deep);
+        }
+        scan->position += value.bytes;
+        if (value.values > 0) {
+            scan->left[++scan->depth] = value.values;
         } else {
             value_done(scan);
         }
     }
-    return whole(scan) && scan->position <= length ? PH_SCAN_FRAME : PH_SCAN_MORE;
+    return scan->position > 0 && scan->left[0] == 0 && scan->position <= length ? PH_SCAN_FRAME : PH_SCAN_MORE;
 }
 
-static int take_head(struct ph_reader *reader, uint8_t *first, struct head *head) {
+/* The next value, which lies whole before `end`; otherwise there is none: CUT. */
+static inline struct value next_value(const struct ph_reader *reader) {
     size_t available = (size_t)(reader->end - reader->at);
-    if (reader->failed || available == 0 || read_head(reader->at, available, head) <= 0 ||
-        head->bytes + head->payload > available) {
+    struct value none = {.kind = KIND_CUT};
+    if (reader->failed || available == 0) {
+        return none;
+    }
+    struct value value = value_at(reader->at, available);
+    return value.bytes <= available ? value : none;
+}
+
+static inline uint32_t read_array(struct ph_reader *reader) {
+    struct value value = next_value(reader);
+    if (value.kind != KIND_ARRAY) {
         reader->failed = 1;
         return 0;
     }
-    *first = reader->at[0];
-    return 1;
+    reader->at += value.bytes;
+    return value.values;
 }
 
-uint32_t ph_read_array(struct ph_reader *reader) {
-    uint8_t first;
-    struct head head;
-    if (!take_head(reader, &first, &head) || !((first & 0xf0) == 0x90 || first == 0xdc || first == 0xdd)) {
+static inline uint64_t read_uint(struct ph_reader *reader) {
+    struct value value = next_value(reader);
+    if (value.kind > KIND_SIGNED) {
         reader->failed = 1;
         return 0;
     }
-    reader->at += head.bytes;
-    return (uint32_t)head.values;
-}
-
-uint64_t ph_read_uint(struct ph_reader *reader) {
-    uint8_t first;
-    struct head head;
-    if (!take_head(reader, &first, &head)) {
+    uint64_t number = value.payload == 0 ? reader->at[0] : big_endian(reader->at + 1, value.payload);
+    if (value.kind == KIND_SIGNED && number >> (8 * value.payload - 1)) {
+        reader->failed = 1; /* negative: no parameter takes it */
         return 0;
     }
-    uint64_t value = first;
-    if (first >= 0xcc && first <= 0xd3) {
-        value = big_endian(reader->at + 1, (uint32_t)head.payload);
-        /* d0 … d3 are signed: a negative number is not one that any parameter takes */
-        if (first >= 0xd0 && value >> (8 * head.payload - 1)) {
-            reader->failed = 1;
-        }
-    } else if (first > 0x7f) {
-        reader->failed = 1;
-    }
-    reader->at += head.bytes + head.payload;
-    return reader->failed ? 0 : value;
+    reader->at += value.bytes;
+    return number;
 }
 
-static struct ph_bytes read_bytes(struct ph_reader *reader, int binary_too) {
-    uint8_t first;
-    struct head head;
-    struct ph_bytes bytes = {NULL, 0};
-    if (!take_head(reader, &first, &head)) {
-        return bytes;
-    }
-    int text = (first & 0xe0) == 0xa0 || (first >= 0xd9 && first <= 0xdb);
-    int binary = first >= 0xc4 && first <= 0xc6;
-    if (!text && !(binary_too && binary)) {
+static inline struct ph_bytes read_bytes(struct ph_reader *reader) {
+    struct value value = next_value(reader);
+    if (value.kind != KIND_BYTES) {
         reader->failed = 1;
-        return bytes;
+        return (struct ph_bytes){NULL, 0};
     }
-    bytes.data = reader->at + head.bytes;
-    bytes.length = (uint32_t)head.payload;
-    reader->at += head.bytes + head.payload;
-    return bytes;
+    reader->at += value.bytes;
+    return (struct ph_bytes){reader->at - value.payload, value.payload};
 }
 
-struct ph_bytes ph_read_text(struct ph_reader *reader) { return read_bytes(reader, 0); }
+uint32_t ph_read_array(struct ph_reader *reader) { return read_array(reader); }
 
-struct ph_bytes ph_read_key(struct ph_reader *reader) { return read_bytes(reader, 1); }
+uint64_t ph_read_uint(struct ph_reader *reader) { return read_uint(reader); }
+
+struct ph_bytes ph_read_key(struct ph_reader *reader) { return read_bytes(reader); }
 
 int ph_read_nil(struct ph_reader *reader) {
     if (reader->failed || reader->at == reader->end || *reader->at != 0xc0) {
@@ -220,29 +242,96 @@ int ph_read_nil(struct ph_reader *reader) {
     return 1;
 }
 
+/* What stands behind the msgid of a request. Returns the rule that it breaks, NULL for none. */
+static const char *read_rest(struct ph_reader *reader, uint32_t count, struct ph_request *request) {
+    if (count != 4) {
+        return no_request;
+    }
+    request->method = read_bytes(reader);
+    if (reader->failed) {
+        return no_method;
+    }
+    request->param_count = read_array(reader);
+    return reader->failed ? no_params : NULL;
+}
+
+static enum ph_message_kind bad(struct ph_request *request, const char *rule) {
+    request->broken = rule;
+    return PH_MESSAGE_BAD;
+}
+
 enum ph_message_kind ph_frame_read(const uint8_t *frame, size_t length, struct ph_request *request) {
-    size_t head_bytes = usual_head(frame, length, request);
-    if (head_bytes > 0) {
-        request->params = (struct ph_reader){frame + head_bytes, frame + length, 0};
-        return PH_MESSAGE_REQUEST;
-    }
     struct ph_reader reader = {frame, frame + length, 0};
-    uint32_t count = ph_read_array(&reader);
-    uint64_t kind = ph_read_uint(&reader);
-    uint64_t message_id = 0;
-    if (reader.failed || kind > PH_MESSAGE_NOTIFICATION || count != (kind == PH_MESSAGE_NOTIFICATION ? 3 : 4)) {
-        return PH_MESSAGE_BAD;
+    uint32_t count = read_array(&reader);
+    uint64_t kind = read_uint(&reader);
+    request->bytes = (uint32_t)length;
+    if (reader.failed || kind > PH_MESSAGE_NOTIFICATION) {
+        return bad(request, no_kind);
     }
-    if (kind != PH_MESSAGE_NOTIFICATION) {
-        message_id = ph_read_uint(&reader);
+    if (kind == PH_MESSAGE_NOTIFICATION) {
+        return PH_MESSAGE_NOTIFICATION;
     }
-    if (kind != PH_MESSAGE_RESPONSE) {
-        request->method = ph_read_text(&reader);
-        request->param_count = ph_read_array(&reader);
+    uint64_t message_id = read_uint(&reader);
+    if (reader.failed || message_id > UINT32_MAX) {
+        return bad(request, no_message_id);
+    }
+    if (kind == PH_MESSAGE_RESPONSE && count != 4) {
+        return bad(request, no_reply);
     }
     request->message_id = (uint32_t)message_id;
+    request->broken = kind == PH_MESSAGE_REQUEST ? read_rest(&reader, count, request) : NULL;
     request->params = reader;
-    return reader.failed || message_id > UINT32_MAX ? PH_MESSAGE_BAD : (enum ph_message_kind)kind;
+    return (enum ph_message_kind)kind;
+}
+
+/*
+ * The short way, for a request that is there as a whole: its length, or 0, which says nothing about it. So few containers
+ * cannot be nested too deeply.
+ */
+static size_t whole_request(const uint8_t *data, size_t length, struct ph_request *request) {
+    if (length < 2 || data[0] != 0x94 || data[1] != PH_MESSAGE_REQUEST) {
+        return 0;
+    }
+    const uint8_t *end = data + (length < PH_FRAME_BYTES_MAX ? length : PH_FRAME_BYTES_MAX);
+    struct ph_reader reader = {data + 2, end, 0};
+    uint64_t message_id = read_uint(&reader);
+    struct ph_bytes method = read_bytes(&reader);
+    uint32_t param_count = read_array(&reader);
+    const uint8_t *params = reader.at;
+    uint32_t containers = 2;
+    for (uint32_t left = param_count; left > 0; left--) {
+        struct value value = next_value(&reader);
+        containers += value.values > 0;
+        if (value.kind >= KIND_CUT || containers > PH_FRAME_DEPTH_MAX) {
+            return 0;
+        }
+        reader.at += value.bytes;
+        left += value.values;
+    }
+    if (reader.failed || message_id > UINT32_MAX) {
+        return 0;
+    }
+    *request = (struct ph_request){.bytes = (uint32_t)(reader.at - data),
+                                   .message_id = (uint32_t)message_id,
+                                   .method = method,
+                                   .param_count = param_count,
+                                   .params = {params, reader.at, 0}};
+    return request->bytes;
+}
+
+enum ph_message_kind ph_frame_next(struct ph_scan *scan, const uint8_t *data, size_t length,
+                                   struct ph_request *request) {
+    if (scan->position == 0 && whole_request(data, length, request) > 0) {
+        return PH_MESSAGE_REQUEST;
+    }
+    switch (ph_frame_scan(scan, data, length)) {
+    case PH_SCAN_MORE:
+        return PH_MESSAGE_MORE;
+    case PH_SCAN_FRAME:
+        return ph_frame_read(data, scan->position, request);
+    default:
+        return bad(request, scan->broken);
+    }
 }
 
 static uint8_t *room(struct ph_writer *writer, size_t length) {

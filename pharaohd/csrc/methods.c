@@ -50,6 +50,9 @@ int ph_is_live(const struct ph_worker *worker, uint32_t coordinator) {
 }
 
 static enum ph_outcome ping(struct ph_call *call) {
+    if (call->request->param_count != 0) {
+        return ph_call_bad_params(call, "ping takes no parameters");
+    }
     ph_put_reply(call->writer, call->request->message_id);
     ph_put_text(call->writer, "pong");
     return PH_DONE;
@@ -85,7 +88,7 @@ static enum ph_outcome hello(struct ph_call *call) {
     const struct ph_layout *layout = &worker->mint.issuer.layout;
     struct ph_writer *writer = call->writer;
     char layout_text[16];
-    ph_read_text(&call->request->params);
+    ph_read_key(&call->request->params);
     uint64_t protocol = ph_read_uint(&call->request->params);
     if (call->request->param_count != 2 || call->request->params.failed) {
         return ph_call_bad_params(call, "hello takes the client's name and a protocol number");
@@ -209,6 +212,9 @@ static enum ph_outcome stats(struct ph_call *call) {
         {"ceiling_wait_ms", ph_mint_ceiling_wait_ms(&call->worker->mint)},
     };
     uint32_t count = sizeof rows / sizeof rows[0];
+    if (call->request->param_count != 0) {
+        return ph_call_bad_params(call, "stats takes no parameters");
+    }
     ph_put_reply(call->writer, call->request->message_id);
     ph_put_map(call->writer, count);
     for (uint32_t i = 0; i < count; i++) {
@@ -226,6 +232,9 @@ static enum ph_outcome clock_accept(struct ph_call *call) {
     uid_t uid = call->connection->user->uid;
     if (!ph_call_is_privileged(call)) {
         return ph_call_fail(call, PH_ERR_PERMISSION_DENIED, NULL);
+    }
+    if (call->request->param_count != 0) {
+        return ph_call_bad_params(call, "clock_accept takes no parameters");
     }
     ph_mint_read(&call->worker->mint);
     int64_t jump_ns = call->worker->mint.clock.jump_ns;
@@ -270,7 +279,7 @@ static enum ph_outcome attach(struct ph_call *call) {
     struct ph_connection *connection = call->connection;
     struct ph_worker *worker = call->worker;
     uint64_t max_age_ms = worker->config.max_age_ms;
-    ph_read_text(&call->request->params);
+    ph_read_key(&call->request->params);
     if (call->request->param_count > 1 && !ph_read_nil(&call->request->params)) {
         max_age_ms = ph_read_uint(&call->request->params);
     }
@@ -344,6 +353,9 @@ enum ph_outcome ph_method_call(struct ph_worker *worker, struct ph_connection *c
     ph_count(&worker->slot->requests, connection->waiting_since_ns == 0);
     if (worker->stopping) {
         return ph_call_fail(&call, PH_ERR_SHUTTING_DOWN, NULL);
+    }
+    if (request->broken != NULL) {
+        return ph_call_bad_params(&call, request->broken);
     }
     for (size_t i = 0; i < sizeof methods / sizeof methods[0]; i++) {
         if (request->method.length == methods[i].length &&

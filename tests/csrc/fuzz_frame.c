@@ -1,15 +1,16 @@
 /*
- * Hostile bytes for the frame scanner and readers (F36).
+ * Hostile bytes for the frame scanner and readers (F36, F46).
  *
  * Invariants
  * - Nothing beyond the bytes that have arrived is read (each input ends where its allocation ends).
  * - The scanner agrees with a plain recursive parser about where the frame ends, or that there is none.
  * - It says the same whether the bytes arrive at once, one by one, or in pieces; malformed stays malformed.
+ * - ph_frame_next() says what scanner and reader say one after the other, wherever the bytes are cut.
  * - A frame is no longer than the limit, and what lies behind it makes no difference.
  * - Of a frame that is understood every part lies inside the frame, and no reader ever leaves it.
  *
  *   fuzz_frame            mutates a few frames, TEST_EFFORT times a bounded number of rounds
- *   fuzz_frame judge      reads inputs (4 bytes of length, big-endian, then the bytes), writes one line about each
+ *   fuzz_frame judge      reads streams (4 bytes of length, big-endian, then the bytes), writes a line of JSON about each
  * With -fsanitize=fuzzer -DLIBFUZZER the fuzzer brings its own main().
  */
 #include <string.h>
@@ -55,6 +56,9 @@ static int64_t plain_value(const uint8_t *data, size_t length, int64_t at, int d
         return CUT;
     }
     uint8_t first = data[at++];
+    if (depth == 0 && (first & 0xf0) != 0x90 && first != 0xdc && first != 0xdd) {
+        return WRONG;
+    }
     uint64_t values = first >= 0x80 && first <= 0x9f ? (first & 15u) * (first < 0x90 ? 2 : 1) : 0;
     uint64_t payload = first >= 0xa0 && first <= 0xbf ? first & 31u : 0;
     for (size_t i = 0; i < sizeof table / sizeof table[0]; i++) {
@@ -68,8 +72,7 @@ static int64_t plain_value(const uint8_t *data, size_t length, int64_t at, int d
         }
     }
     int too_deep = values > 0 && depth == PH_FRAME_DEPTH_MAX;
-    if (first == 0xc1 || (depth == 0 && values == 0) || too_deep ||
-        (uint64_t)at + payload + values > PH_FRAME_BYTES_MAX) {
+    if (first == 0xc1 || too_deep || (uint64_t)at + payload + values > PH_FRAME_BYTES_MAX) {
         return WRONG;
     }
     at += (int64_t)payload;
@@ -105,7 +108,7 @@ static void read_on(struct ph_reader reader, const uint8_t *frame, uint64_t choi
     for (int i = 0; i < 200 && reader.at < reader.end; i++) {
         int failed = reader.failed;
         const uint8_t *before = reader.at;
-        switch (random_below(&random, 5)) {
+        switch (random_below(&random, 4)) {
         case 0:
             ph_read_array(&reader);
             break;
@@ -113,9 +116,6 @@ static void read_on(struct ph_reader reader, const uint8_t *frame, uint64_t choi
             ph_read_uint(&reader);
             break;
         case 2:
-            check_bytes(ph_read_text(&reader), &reader, frame);
-            break;
-        case 3:
             check_bytes(ph_read_key(&reader), &reader, frame);
             break;
         default:
@@ -129,21 +129,61 @@ static void read_on(struct ph_reader reader, const uint8_t *frame, uint64_t choi
     }
 }
 
-static void read_frame(const uint8_t *data, uint32_t length) {
+static enum ph_message_kind read_frame(const uint8_t *data, uint32_t length, struct ph_request *request) {
     uint8_t *frame = malloc(length);
     demand(frame != NULL, "memory");
     memcpy(frame, data, length);
-    struct ph_request request = {0};
-    enum ph_message_kind kind = ph_frame_read(frame, length, &request);
-    if (kind != PH_MESSAGE_BAD) {
-        check_inside(&request.params, frame);
-        check_bytes(request.method, &request.params, frame);
-        demand((kind == PH_MESSAGE_RESPONSE) == (request.method.data == NULL), "all but a response have a method");
-        demand(request.param_count <= length, "no more parameters than bytes");
-        read_on(request.params, frame, number_at(frame, length < 8 ? (int)length : 8));
+    enum ph_message_kind kind = ph_frame_read(frame, length, request);
+    if (kind == PH_MESSAGE_REQUEST && request->broken == NULL) {
+        check_inside(&request->params, frame);
+        check_bytes(request->method, &request->params, frame);
+        demand(request->method.data != NULL && request->param_count <= length,
+               "a method, and parameters that are there");
+        read_on(request->params, frame, number_at(frame, length < 8 ? (int)length : 8));
     }
     read_on((struct ph_reader){frame, frame + length, 0}, frame, length);
     free(frame);
+    return ph_frame_read(data, length, request);
+}
+
+static int same_bytes(struct ph_bytes a, struct ph_bytes b) { return a.data == b.data && a.length == b.length; }
+
+static int same_request(const struct ph_request *a, const struct ph_request *b) {
+    return a->bytes == b->bytes && a->message_id == b->message_id && a->broken == b->broken &&
+           (a->broken != NULL ||
+            (same_bytes(a->method, b->method) && a->param_count == b->param_count && a->params.at == b->params.at &&
+             a->params.end == b->params.end && a->params.failed == b->params.failed));
+}
+
+/* The first part ends where its allocation ends. */
+static void check_cut(const uint8_t *data, size_t length, size_t cut, enum ph_message_kind expected,
+                      const struct ph_request *request) {
+    struct ph_scan scan = {0};
+    struct ph_request next = {.broken = NULL};
+    uint8_t *first = malloc(cut > 0 ? cut : 1);
+    demand(first != NULL, "memory");
+    memcpy(first, data, cut);
+    enum ph_message_kind kind = ph_frame_next(&scan, first, cut, &next);
+    free(first);
+    int early = kind != PH_MESSAGE_MORE; /* the rest makes no difference */
+    demand(!early || kind == PH_MESSAGE_BAD || cut >= next.bytes, "no frame before its end");
+    demand(!early || kind == expected, "what was said of a part holds for the whole");
+    if (!early || expected != PH_MESSAGE_BAD) {
+        scan.position = early ? 0 : scan.position;
+        kind = ph_frame_next(&scan, data, length, &next);
+        demand(kind == expected, "in two parts as in one");
+        demand(kind != PH_MESSAGE_REQUEST || same_request(&next, request), "the same request");
+    }
+}
+
+/* What scanner and reader say of the input's first frame is what ph_frame_next() says, however the input is cut. */
+static void check_next(const uint8_t *data, size_t length, enum ph_message_kind expected,
+                       const struct ph_request *request) {
+    size_t step = length <= 200 ? 1 : length / 50;
+    for (size_t cut = 0; cut <= length; cut += step) {
+        check_cut(data, length, cut, expected, request);
+    }
+    check_cut(data, length, length, expected, request);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *given, size_t length) {
@@ -162,13 +202,16 @@ int LLVMFuzzerTestOneInput(const uint8_t *given, size_t length) {
         demand(scan_pieces(data, length, piece, &end_of_pieces) == result, "pieces make no difference");
         demand(result != PH_SCAN_FRAME || end_of_pieces == end, "pieces end at the same place");
     }
+    struct ph_request request = {.broken = NULL};
+    enum ph_message_kind kind = result == PH_SCAN_MORE ? PH_MESSAGE_MORE : PH_MESSAGE_BAD;
     if (result == PH_SCAN_FRAME) {
         uint32_t end_alone;
         demand(end == (uint64_t)plain && end <= length && end <= PH_FRAME_BYTES_MAX, "the frame's end");
         demand(scan_pieces(data, end, end, &end_alone) == PH_SCAN_FRAME && end_alone == end, "what follows is nothing");
         demand(scan_pieces(data, end - 1, end, &end_alone) == PH_SCAN_MORE, "a byte less is not yet a frame");
-        read_frame(data, end);
+        kind = read_frame(data, end, &request);
     }
+    check_next(data, length, kind, &request);
     free(data);
     return 0;
 }
@@ -189,6 +232,9 @@ static const struct {
     SEED("\x94\x01\x05\xc0\x92\x92\x01\x02\x90"),
     SEED("\x91\x91\x91\x91\x91\x91\x91\x91\x91\x91"),
     SEED("\xdc\x00\x04\x00\xcc\x80\xd9\x02hi\xdd\x00"),
+    SEED("\x94\x00\xcf\x00\x00\x00\x00\x00\x00\x00\x07\xc4\x02hi\x91\xd9\x08\x94\x00\x01\xa2hi\x90\xc0"),
+    SEED("\x94\x00\x01\xa1x\x92\x91\x91\x91\x91\x91\xc0\x91\x01"),
+    SEED("\x94\x00\x01\xa1x\x96\x91\x01\x91\x01\x91\x01\x91\x01\x91\x01\x91\x01"),
 };
 
 static size_t mutate(struct random *random, uint8_t *data, size_t length) {
@@ -243,22 +289,72 @@ static void fuzz(void) {
     printf("%llu inputs\n", (unsigned long long)rounds);
 }
 
+static void print_hex(struct ph_bytes bytes) {
+    putchar('"');
+    for (uint32_t i = 0; i < bytes.length; i++) {
+        printf("%02x", bytes.data[i]);
+    }
+    putchar('"');
+}
+
+/* null, a number, text in hexadecimal; what is none of these, and what follows it, is left out. */
+static void print_params(struct ph_reader params, uint32_t count) {
+    printf("[");
+    for (uint32_t i = 0; i < count; i++) {
+        struct ph_reader as_number = params;
+        struct ph_reader as_text = params;
+        uint64_t number = ph_read_uint(&as_number);
+        struct ph_bytes text = ph_read_key(&as_text);
+        if (as_number.failed && as_text.failed && !ph_read_nil(&params)) {
+            break;
+        }
+        printf("%s", i > 0 ? ", " : "");
+        if (!as_number.failed) {
+            printf("%llu", (unsigned long long)number);
+            params = as_number;
+        } else if (!as_text.failed) {
+            print_hex(text);
+            params = as_text;
+        } else {
+            printf("null");
+        }
+    }
+    printf("]");
+}
+
+static void print_message(enum ph_message_kind kind, const struct ph_request *message) {
+    if (kind == PH_MESSAGE_NOTIFICATION) {
+        printf("[\"notification\", %u], ", message->bytes);
+    } else if (kind == PH_MESSAGE_RESPONSE) {
+        printf("[\"response\", %u, %u], ", message->bytes, message->message_id);
+    } else if (message->broken != NULL) {
+        printf("[\"misfit\", %u, %u], ", message->bytes, message->message_id);
+    } else {
+        printf("[\"request\", %u, %u, ", message->bytes, message->message_id);
+        print_hex(message->method);
+        printf(", %u, ", message->param_count);
+        print_params(message->params, message->param_count);
+        printf("], ");
+    }
+}
+
+/* One line: what the stream's messages are, one after the other as a connection takes them, and how it ends. */
 static void judge(const uint8_t *data, size_t length) {
-    static const char *const names[] = {"request", "response", "notification"};
-    uint32_t end;
-    enum ph_scan_result result = scan_pieces(data, length, length > 0 ? length : 1, &end);
-    struct ph_request request = {0};
-    if (result != PH_SCAN_FRAME) {
-        puts(result == PH_SCAN_MORE ? "more" : "malformed");
-        return;
+    struct ph_scan scan = {0};
+    struct ph_request message;
+    size_t at = 0;
+    printf("[");
+    for (;;) {
+        LLVMFuzzerTestOneInput(data + at, length - at);
+        enum ph_message_kind kind = ph_frame_next(&scan, data + at, length - at, &message);
+        if (kind == PH_MESSAGE_MORE || kind == PH_MESSAGE_BAD) {
+            printf("\"%s\"]\n", kind == PH_MESSAGE_MORE ? "more" : "refused");
+            return;
+        }
+        print_message(kind, &message);
+        at += message.bytes;
+        scan.position = 0;
     }
-    enum ph_message_kind kind = ph_frame_read(data, end, &request);
-    printf("frame %u %s %u %u \"", end, kind == PH_MESSAGE_BAD ? "bad" : names[kind], request.message_id,
-           request.param_count);
-    for (uint32_t i = 0; kind != PH_MESSAGE_BAD && i < request.method.length; i++) {
-        printf("%02x", request.method.data[i]);
-    }
-    puts("\"");
 }
 
 static int judge_all(void) {
@@ -269,7 +365,6 @@ static int judge_all(void) {
         if (length > sizeof data || fread(data, 1, length, stdin) != length) {
             return EXIT_FAILURE;
         }
-        LLVMFuzzerTestOneInput(data, length);
         judge(data, length);
         fflush(stdout);
     }

@@ -1,4 +1,4 @@
-/* Frames against golden bytes, cut anywhere, and made to hurt (F36). fuzz_frame.c looks for what is not listed here. */
+/* Frames against golden bytes, cut anywhere, and made to hurt (F36, F46). fuzz_frame.c looks for what is not listed here. */
 #include <string.h>
 
 #include "check.h"
@@ -68,9 +68,9 @@ static void test_error_reply(void) {
     CHECK_EQ_U64(reply.message_id, 7);
     CHECK_EQ_U64(ph_read_array(&reply.params), 5);
     CHECK_EQ_U64(ph_read_uint(&reply.params), 4003);
-    struct ph_bytes name = ph_read_text(&reply.params);
+    struct ph_bytes name = ph_read_key(&reply.params);
     CHECK(name.length == 12 && memcmp(name.data, "OUT_OF_RANGE", 12) == 0);
-    struct ph_bytes message = ph_read_text(&reply.params);
+    struct ph_bytes message = ph_read_key(&reply.params);
     CHECK(message.length > 9 && memcmp(message.data + message.length - 9, "1 to 8192", 9) == 0);
     CHECK(!reply.params.failed);
 }
@@ -97,57 +97,153 @@ static void test_requests(void) {
     CHECK(!ph_read_nil(&request.params) && !request.params.failed);
     CHECK_EQ_U64(ph_read_uint(&request.params), 0);
     CHECK(request.params.failed);
-    static const uint8_t notification[] = {0x93, 2, 0xa1, 'x', 0x90};
-    CHECK(ph_frame_read(notification, sizeof notification, &request) == PH_MESSAGE_NOTIFICATION);
 }
 
+/* A message as it is read, and the rule that it breaks by a part of its text. */
+struct message {
+    enum ph_message_kind kind;
+    const char *broken;
+    uint8_t length;
+    uint8_t bytes[20];
+};
+
+static void check_message(const struct message *message) {
+    struct ph_request request = {.broken = NULL};
+    CHECK(ph_frame_read(message->bytes, message->length, &request) == message->kind);
+    CHECK((request.broken != NULL) == (message->broken != NULL));
+    CHECK(request.broken == NULL || strstr(request.broken, message->broken) != NULL);
+}
+
+/* What cannot be answered is refused; what can be is a request, however wrong. */
 static void test_bad_messages(void) {
-    static const struct {
-        uint8_t length;
-        uint8_t bytes[16];
-    } table[] = {
-        {1, {0x90}},
-        {6, {0x94, 3, 0, 0xa1, 'x', 0x90}},                             /* no such kind */
-        {6, {0x94, 0xff, 0, 0xa1, 'x', 0x90}},                          /* a negative one */
-        {5, {0x93, 0, 0, 0xa1, 'x'}},                                   /* too short */
-        {7, {0x95, 0, 0, 0xa1, 'x', 0x90, 0xc0}},                       /* too long */
-        {5, {0x93, 2, 0xa1, 'x', 0x80}},                                /* parameters in a map */
-        {6, {0x94, 0, 0, 0xc4, 0, 0x90}},                               /* a method's name in bytes */
-        {6, {0x94, 0, 0xd0, 0x80, 0xa0, 0x90}},                         /* a negative message id */
-        {14, {0x94, 0, 0xcf, 0, 0, 0, 1, 0, 0, 0, 0, 0xa1, 'x', 0x90}}, /* one of 33 bits */
-        {9, {0x94, 0, 0xca, 0, 0, 0, 0, 0xa0, 0x90}},                   /* one with a fraction */
-        {5, {0x82, 0, 0, 1, 1}},                                        /* a map */
+    static const struct message table[] = {
+        {PH_MESSAGE_BAD, "0, 1 or 2", 1, {0x90}},
+        {PH_MESSAGE_BAD, "0, 1 or 2", 6, {0x94, 3, 0, 0xa1, 'x', 0x90}},
+        {PH_MESSAGE_BAD, "0, 1 or 2", 6, {0x94, 0xff, 0, 0xa1, 'x', 0x90}},
+        {PH_MESSAGE_BAD, "0, 1 or 2", 6, {0x94, 0xc2, 0, 0xa1, 'x', 0x90}},
+        {PH_MESSAGE_BAD, "0, 1 or 2", 5, {0x82, 0, 0, 1, 1}},
+        {PH_MESSAGE_BAD, "msgid", 2, {0x91, 0}},
+        {PH_MESSAGE_BAD, "msgid", 6, {0x94, 0, 0xd0, 0x80, 0xa0, 0x90}},
+        {PH_MESSAGE_BAD, "msgid", 6, {0x94, 0, 0xff, 0xa1, 'x', 0x90}},
+        {PH_MESSAGE_BAD, "msgid", 14, {0x94, 0, 0xcf, 0, 0, 0, 1, 0, 0, 0, 0, 0xa1, 'x', 0x90}},
+        {PH_MESSAGE_BAD, "msgid", 9, {0x94, 0, 0xca, 0, 0, 0, 0, 0xa0, 0x90}},
+        {PH_MESSAGE_BAD, "msgid", 6, {0x94, 0, 0xa1, '1', 0xa0, 0x90}},
+        {PH_MESSAGE_BAD, "reply", 4, {0x93, 1, 7, 0xc0}},
+        {PH_MESSAGE_BAD, "reply", 6, {0x95, 1, 7, 0xc0, 0xc0, 0xc0}},
+        {PH_MESSAGE_REQUEST, "a request is", 3, {0x92, 0, 7}},
+        {PH_MESSAGE_REQUEST, "a request is", 5, {0x93, 0, 7, 0xa1, 'x'}},
+        {PH_MESSAGE_REQUEST, "a request is", 7, {0x95, 0, 7, 0xa1, 'x', 0x90, 0xc0}},
+        {PH_MESSAGE_REQUEST, "a method is", 5, {0x94, 0, 7, 8, 0x90}},
+        {PH_MESSAGE_REQUEST, "a method is", 5, {0x94, 0, 7, 0xc0, 0x90}},
+        {PH_MESSAGE_REQUEST, "params are", 6, {0x94, 0, 7, 0xa1, 'x', 0xc0}},
+        {PH_MESSAGE_REQUEST, "params are", 6, {0x94, 0, 7, 0xa1, 'x', 0x80}},
+        {PH_MESSAGE_REQUEST, "params are", 7, {0x94, 0, 7, 0xa1, 'x', 0xa1, 'y'}},
+        {PH_MESSAGE_REQUEST, NULL, 6, {0x94, 0, 7, 0xc4, 0, 0x90}},
+        {PH_MESSAGE_NOTIFICATION, NULL, 2, {0x91, 2}},
+        {PH_MESSAGE_NOTIFICATION, NULL, 5, {0x93, 2, 0xa1, 'x', 0x90}},
+        {PH_MESSAGE_NOTIFICATION, NULL, 5, {0x93, 2, 0xa1, 'x', 0x80}},
+        {PH_MESSAGE_NOTIFICATION, NULL, 6, {0x94, 0xcc, 2, 0xc0, 0xc0, 0xc0}},
     };
     for (size_t i = 0; i < sizeof table / sizeof table[0]; i++) {
-        struct ph_request request;
-        CHECK(ph_frame_read(table[i].bytes, table[i].length, &request) == PH_MESSAGE_BAD);
+        check_message(&table[i]);
     }
-    static const uint8_t widest[] = {0x94, 0, 0xd3, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0xa0, 0x90};
+}
+
+/* The legal widths of one part of a request. */
+struct part {
+    size_t count;
+    struct {
+        uint8_t length;
+        uint8_t bytes[9];
+    } forms[9];
+};
+
+static const struct part message_heads = {3, {{1, {0x94}}, {3, {0xdc, 0, 4}}, {5, {0xdd, 0, 0, 0, 4}}}};
+static const struct part zeros = {4, {{1, {0}}, {2, {0xcc, 0}}, {3, {0xcd, 0, 0}}, {5, {0xd2, 0, 0, 0, 0}}}};
+static const struct part sevens = {9,
+                                   {{1, {7}},
+                                    {2, {0xcc, 7}},
+                                    {3, {0xcd, 0, 7}},
+                                    {5, {0xce, 0, 0, 0, 7}},
+                                    {9, {0xcf, 0, 0, 0, 0, 0, 0, 0, 7}},
+                                    {2, {0xd0, 7}},
+                                    {3, {0xd1, 0, 7}},
+                                    {5, {0xd2, 0, 0, 0, 7}},
+                                    {9, {0xd3, 0, 0, 0, 0, 0, 0, 0, 7}}}};
+static const struct part names = {7,
+                                  {{3, {0xa2, 'h', 'i'}},
+                                   {4, {0xd9, 2, 'h', 'i'}},
+                                   {5, {0xda, 0, 2, 'h', 'i'}},
+                                   {7, {0xdb, 0, 0, 0, 2, 'h', 'i'}},
+                                   {4, {0xc4, 2, 'h', 'i'}},
+                                   {5, {0xc5, 0, 2, 'h', 'i'}},
+                                   {7, {0xc6, 0, 0, 0, 2, 'h', 'i'}}}};
+static const struct part params_heads = {3, {{1, {0x91}}, {3, {0xdc, 0, 1}}, {5, {0xdd, 0, 0, 0, 1}}}};
+
+static void check_seven(size_t arrived) {
+    struct ph_scan scan = {0};
     struct ph_request request;
-    CHECK(ph_frame_read(widest, sizeof widest, &request) == PH_MESSAGE_REQUEST); /* signed kinds may hold it too */
-    CHECK_EQ_U64(request.message_id, UINT32_MAX);
+    CHECK(ph_frame_next(&scan, buffer, arrived, &request) == PH_MESSAGE_MORE);
+    CHECK(ph_frame_next(&scan, buffer, writer.length, &request) == PH_MESSAGE_REQUEST);
+    CHECK(request.bytes == writer.length && request.message_id == 7 && request.broken == NULL);
+    CHECK(request.method.length == 2 && memcmp(request.method.data, "hi", 2) == 0);
+    CHECK(request.param_count == 1 && ph_read_uint(&request.params) == 7);
+    CHECK(!request.params.failed && request.params.at == buffer + writer.length);
+}
+
+/* F46: [0, 7, "hi", [7]] in all widths of all its parts, at once and cut anywhere. */
+static void test_widths(void) {
+    const struct part *parts[] = {&message_heads, &zeros, &sevens, &names, &params_heads, &sevens};
+    for (size_t choice = 0, rest = 0; rest == 0; choice++) {
+        rewind_writer();
+        rest = choice;
+        for (size_t i = 0; i < sizeof parts / sizeof parts[0]; i++) {
+            size_t form = rest % parts[i]->count;
+            ph_put_raw(&writer, parts[i]->forms[form].bytes, parts[i]->forms[form].length);
+            rest /= parts[i]->count;
+        }
+        for (size_t arrived = 0; arrived < writer.length; arrived++) {
+            check_seven(arrived);
+        }
+    }
+}
+
+/* F46: what lies 99 bytes behind a msgid of 64 bits is data, of this frame or of the next. */
+static void test_data_is_not_read_as_a_request(void) {
+    static const uint8_t start[] = {0x94, 0, 0xcf, 0, 0, 0, 0, 0, 0, 0, 7, 0xa2, 'h', 'i', 0x91, 0xc4, 200};
+    struct ph_scan scan = {0};
+    struct ph_request request;
+    rewind_writer();
+    ph_put_raw(&writer, start, sizeof start);
+    while (writer.length < sizeof start + 200) {
+        ph_put_raw(&writer, "\x94\x00\x09\xa2no\x90\xc0", 8);
+    }
+    CHECK(ph_frame_next(&scan, buffer, writer.length, &request) == PH_MESSAGE_REQUEST);
+    CHECK(request.bytes == sizeof start + 200 && request.message_id == 7 && request.method.data == buffer + 12);
 }
 
 /* F36: each is refused from its header alone. */
 static void test_bombs(void) {
     static const struct {
+        const char *broken;
         uint8_t length;
         uint8_t bytes[16];
     } bombs[] = {
-        {5, {0xdd, 0x7f, 0xff, 0xff, 0xff}},
-        {5, {0xdd, 0xff, 0xff, 0xff, 0xff}},
-        {5, {0xdf, 0xff, 0xff, 0xff, 0xff}},
-        {3, {0xde, 0xff, 0xff}}, /* 131070 values */
-        {6, {0x94, 0xc6, 0xff, 0xff, 0xff, 0xff}},
-        {6, {0x94, 0xdb, 0x00, 0x01, 0x00, 0x00}},
-        {6, {0x94, 0xc9, 0xff, 0xff, 0xff, 0xff}},
-        {9, {0x91, 0x91, 0x91, 0x91, 0x91, 0x91, 0x91, 0x91, 0x91}},
-        {9, {0x91, 0x81, 0x91, 0x81, 0x91, 0x81, 0x91, 0x81, 0x91}},
-        {2, {0x91, 0xc1}}, /* the one byte that MessagePack leaves unused */
-        {1, {0x00}},
-        {1, {0x90}},
-        {1, {0xa1}},
-        {1, {0x80}},
+        {"65536 bytes", 5, {0xdd, 0x7f, 0xff, 0xff, 0xff}},
+        {"65536 bytes", 5, {0xdd, 0xff, 0xff, 0xff, 0xff}},
+        {"65536 bytes", 6, {0x91, 0xdf, 0xff, 0xff, 0xff, 0xff}},
+        {"65536 bytes", 4, {0x91, 0xde, 0xff, 0xff}}, /* 131070 values */
+        {"65536 bytes", 6, {0x94, 0xc6, 0xff, 0xff, 0xff, 0xff}},
+        {"65536 bytes", 6, {0x94, 0xdb, 0x00, 0x01, 0x00, 0x00}},
+        {"65536 bytes", 6, {0x94, 0xc9, 0xff, 0xff, 0xff, 0xff}},
+        {"8 arrays or maps", 9, {0x91, 0x91, 0x91, 0x91, 0x91, 0x91, 0x91, 0x91, 0x91}},
+        {"8 arrays or maps", 9, {0x91, 0x81, 0x91, 0x81, 0x91, 0x81, 0x91, 0x81, 0x91}},
+        {"c1", 2, {0x91, 0xc1}},
+        {"no array", 1, {0xc1}},
+        {"no array", 1, {0x00}},
+        {"no array", 1, {0xa1}},
+        {"no array", 1, {0x80}},
+        {"no array", 1, {0xdf}},
     };
     for (size_t i = 0; i < sizeof bombs / sizeof bombs[0]; i++) {
         uint32_t end;
@@ -158,7 +254,11 @@ static void test_bombs(void) {
             CHECK(result == PH_SCAN_MORE);
             result = ph_frame_scan(&scan, bombs[i].bytes, length);
         }
-        CHECK(result == PH_SCAN_MALFORMED);
+        CHECK(result == PH_SCAN_MALFORMED && strstr(scan.broken, bombs[i].broken) != NULL);
+        scan.position = 0;
+        struct ph_request request;
+        CHECK(ph_frame_next(&scan, bombs[i].bytes, bombs[i].length, &request) == PH_MESSAGE_BAD);
+        CHECK(strstr(request.broken, bombs[i].broken) != NULL);
     }
 }
 
@@ -182,6 +282,32 @@ static void test_limits(void) {
     CHECK(scan_whole(buffer, sizeof buffer, &end) == PH_SCAN_FRAME && end == PH_FRAME_BYTES_MAX);
     memcpy(buffer, "\xdc\xff\xfe", 3);
     CHECK(scan_whole(buffer, sizeof buffer, &end) == PH_SCAN_MALFORMED);
+}
+
+/* A request is held to the limits whether it has arrived whole or not. */
+static void test_limits_of_requests(void) {
+    struct ph_request request;
+    for (uint32_t length = PH_FRAME_BYTES_MAX - 2; length <= PH_FRAME_BYTES_MAX + 2; length++) {
+        struct ph_scan scan = {0};
+        memset(buffer, 0, sizeof buffer);
+        memcpy(buffer,
+               BYTES(0x94, 0, 7, 0xa1, 'x', 0x92, 0xc0, 0xc5, (uint8_t)((length - 10) >> 8), (uint8_t)(length - 10)));
+        int fits = length <= PH_FRAME_BYTES_MAX;
+        CHECK(ph_frame_next(&scan, buffer, sizeof buffer, &request) == (fits ? PH_MESSAGE_REQUEST : PH_MESSAGE_BAD));
+        CHECK(!fits || request.bytes == length);
+    }
+    for (uint32_t depth = 1; depth <= PH_FRAME_DEPTH_MAX; depth++) {
+        struct ph_scan scan = {0};
+        rewind_writer();
+        ph_put_raw(&writer, "\x94\x00\x07\xa1x\x92\x91\xc0", 8);
+        for (uint32_t i = 0; i < depth; i++) {
+            ph_put_array(&writer, 1);
+        }
+        ph_put_nil(&writer);
+        int fits = 2 + depth <= PH_FRAME_DEPTH_MAX;
+        CHECK(ph_frame_next(&scan, buffer, writer.length, &request) == (fits ? PH_MESSAGE_REQUEST : PH_MESSAGE_BAD));
+        CHECK(!fits || request.bytes == writer.length);
+    }
 }
 
 static void put_random_value(struct random *random, unsigned depth) {
@@ -246,10 +372,10 @@ static void test_reader_stays_failed(void) {
     struct ph_reader reader = {data, data + sizeof data, 0};
     CHECK_EQ_U64(ph_read_array(&reader), 0);
     CHECK(reader.failed && reader.at == data);
-    CHECK(ph_read_text(&reader).data == NULL && ph_read_key(&reader).data == NULL && !ph_read_nil(&reader));
+    CHECK(ph_read_key(&reader).data == NULL && ph_read_uint(&reader) == 0 && !ph_read_nil(&reader));
     CHECK(reader.failed && reader.at == data);
     struct ph_reader cut = {data, data + 3, 0};
-    CHECK(ph_read_text(&cut).data == NULL && cut.failed);
+    CHECK(ph_read_key(&cut).data == NULL && cut.failed);
 }
 
 int main(void) {
@@ -257,8 +383,11 @@ int main(void) {
     RUN(test_error_reply);
     RUN(test_requests);
     RUN(test_bad_messages);
+    RUN(test_widths);
+    RUN(test_data_is_not_read_as_a_request);
     RUN(test_bombs);
     RUN(test_limits);
+    RUN(test_limits_of_requests);
     RUN(test_pieces);
     RUN(test_reader_stays_failed);
     return check_report();

@@ -129,6 +129,18 @@ def test_bad_frames(patient: Daemon, frame: dict[str, Any]) -> None:
         assert answer(neighbour).result == "pong"
 
 
+def test_a_refused_frame_says_why() -> None:
+    """F36: the log names the rule and who broke it. As many rules as lines a second are written."""
+    with short_directory() as directory, Daemon(directory, coordinators=1) as daemon:
+        for frame in BAD_FRAMES:
+            if "rule" in frame:
+                with raw(daemon) as sock:
+                    sock.sendall(bytes.fromhex(frame["bytes"]))
+                    assert closed_by_daemon(sock)
+                line = f"connection of uid {os.getuid()}, pid {os.getpid()} closed: malformed frame: {frame['rule']}"
+                wait_until(lambda line=line: f'"{line}"' in daemon.log(), line)  # type: ignore[misc]
+
+
 def test_key_at_and_beyond_its_limit(daemon: Daemon) -> None:
     with raw(daemon) as sock:
         sock.sendall(encode_request(1, "get_timestamp", [b"k" * 4096]))

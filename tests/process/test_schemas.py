@@ -55,7 +55,7 @@ def test_every_worker_reaches_the_registry(daemon: Daemon) -> None:
     for number in range(COORDINATORS):
         path = str(daemon.runtime_dir / f"coordinators/{number:04d}.sock")
         connection = Connection.connect(path, time.monotonic() + 30)
-        for subject, schema, type in (("s", '{"a": 1}', None), (b"s", b'{"a":1}', "json")):
+        for subject, schema, type in (("s", '{"a": 1}', None), (b"s", b'{"a":1}', "json"), ("s", '{"a": 1}', b"json")):
             ids.add(connection.request("register_schema", [subject, schema, type], time.monotonic() + 30))
         [id] = ids
         found = connection.request("get_schema", [id], time.monotonic() + 30)

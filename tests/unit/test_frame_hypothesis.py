@@ -1,25 +1,26 @@
-"""The C frame scanner and msgpack judge the same bytes (F36).
+"""C and msgpack judge the same streams of frames (F36, F46).
 
-What C takes, msgpack must take, with the same end and parts; a valid request must be taken by C. C refuses more:
-frames over its limits and messages that are no array or map.
+What is a frame, where it ends, what it asks for, and what closes the connection: tests/support/reference.py says so by
+the msgpack library; `fuzz_frame judge` says what the codec says, and first tries each frame in pieces.
 """
 
 from __future__ import annotations
 
+import itertools
+import json
+import random
 import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import msgpack
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from tests.support import csrc
-
-DEPTH_MAX = 8
-FRAME_BYTES_MAX = 65536
+from tests.support.frames import Frames, every_width
+from tests.support.reference import DEPTH_MAX, FRAME_BYTES_MAX, Map, Message, depth_of, read
 
 leaves = (
     st.none()
@@ -36,17 +37,8 @@ values = st.recursive(
     max_leaves=30,
 )
 
-
-@dataclass(frozen=True)
-class Verdict:
-    """What C says about some bytes: "more", "malformed", or "frame" with its length and parts."""
-
-    result: str
-    length: int = 0
-    kind: str = ""
-    msgid: int = 0
-    param_count: int = 0
-    method: bytes = b""
+Verdict = list[Any]
+"""One stream: its messages, and at the end "more" or "refused"."""
 
 
 class Judge:
@@ -56,17 +48,15 @@ class Judge:
         command = [str(csrc.build("fuzz_frame")), "judge"]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
-    def __call__(self, data: bytes) -> Verdict:
+    def __call__(self, stream: bytes) -> Verdict:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        self.process.stdin.write(len(data).to_bytes(4, "big") + data)
+        self.process.stdin.write(len(stream).to_bytes(4, "big") + stream)
         self.process.stdin.flush()
-        words = self.process.stdout.readline().decode().split()
-        assert words, "the judge died"
-        if words[0] != "frame":
-            return Verdict(words[0])
-        method = bytes.fromhex(words[5].strip('"'))
-        return Verdict("frame", int(words[1]), words[2], int(words[3]), int(words[4]), method)
+        line = self.process.stdout.readline()
+        assert line, "the judge died"
+        verdict: Verdict = json.loads(line)
+        return verdict
 
     def close(self) -> None:
         self.process.kill()
@@ -82,64 +72,103 @@ def judge() -> Iterator[Judge]:
         judge.close()
 
 
-def decoded(data: bytes) -> tuple[str, Any]:
-    """What msgpack says: "value" with it (maps as lists of pairs), "incomplete", "malformed" or "meaningless"."""
-    caps = dict.fromkeys(("max_array_len", "max_map_len", "max_str_len", "max_bin_len", "max_ext_len"), FRAME_BYTES_MAX)
-    options: dict[str, Any] = {"raw": True, "strict_map_key": False, "object_pairs_hook": list, **caps}
-    try:
-        return "value", msgpack.unpackb(data, ext_hook=lambda code, data: (code, data), **options)
-    except ValueError as error:
-        if "incomplete" in str(error):
-            return "incomplete", None
-        # An extension of type -1 is a timestamp to msgpack, which looks further into it than a frame's form.
-        if "imestamp" in str(error) or "nanoseconds" in str(error):
-            return "meaningless", None
-        return "malformed", str(error)
+def shown(message: Message) -> list[Any]:
+    """As the judge shows it."""
+    if message.kind == "notification":
+        return ["notification", message.length]
+    if message.kind != "request":
+        return [message.kind, message.length, message.msgid]
+    params = shown_params(message.params)
+    return ["request", message.length, message.msgid, message.method.hex(), len(message.params), params]
 
 
-def depth_of(value: Any) -> int:
-    """Nested containers that hold something. A map is a dict or a list of pairs."""
-    pairs = value.items() if isinstance(value, dict) else value
-    if not isinstance(value, (dict, list)) or not value:
-        return 0
-    return 1 + max(depth_of(part) for item in pairs for part in (item if isinstance(item, tuple) else (item,)))
+def shown_params(params: tuple[Any, ...]) -> list[Any]:
+    """null, numbers, text in hexadecimal, up to the first that is none of these."""
+    found: list[Any] = []
+    for value in params:
+        if isinstance(value, bytes):
+            found.append(value.hex())
+        elif value is None or (type(value) is int and value >= 0):
+            found.append(value)
+        else:
+            break
+    return found
+
+
+def expected(stream: bytes) -> Verdict:
+    messages, end = read(stream)
+    return [*map(shown, messages), end]
+
+
+@given(st.randoms(use_true_random=True), st.sampled_from([0.0, 0.5, 0.95]), st.integers(1, 12))
+@settings(max_examples=500)
+def test_streams(judge: Judge, rng: random.Random, plain: float, count: int) -> None:
+    """F46: all that a client may send, in all widths, and what it may not."""
+    stream = Frames(rng, plain).stream(count)
+    assert judge(stream) == expected(stream)
+
+
+@given(st.randoms(use_true_random=True), st.sampled_from([0.0, 0.5, 0.95]))
+@settings(max_examples=100)
+def test_a_stream_that_ends_anywhere(judge: Judge, rng: random.Random, plain: float) -> None:
+    """F46: of what has arrived the whole frames are taken, and the rest is waited for."""
+    stream = Frames(rng, plain).stream(3)
+    *messages, end = expected(stream)
+    assume(end == "more")
+    ends = list(itertools.accumulate(message[1] for message in messages))
+    for length in range(0, len(stream), 1 + len(stream) // 200):
+        assert judge(stream[:length]) == [*messages[: sum(place <= length for place in ends)], "more"]
+
+
+def test_every_width(judge: Judge) -> None:
+    """F46: one request in all widths of all its parts."""
+    for value in (7, 2**32 - 1):
+        frames = every_width(value)
+        for at in range(0, len(frames), 20):
+            verdict = judge(b"".join(frames[at : at + 20]))
+            assert verdict == [
+                *(["request", len(frame), value, b"next_ids".hex(), 1, [1]] for frame in frames[at : at + 20]), "more"
+            ]  # fmt: skip
 
 
 @given(st.integers(0, 2**32 - 1), st.text(max_size=300), st.lists(values, max_size=20), st.binary(max_size=20))
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=100)
 def test_every_request_within_the_limits_is_taken(
     judge: Judge, msgid: int, method: str, params: list[Any], behind: bytes
 ) -> None:
     request = [0, msgid, method, params]
     data = msgpack.packb(request)
     verdict = judge(data + behind)
-    if depth_of(request) > DEPTH_MAX or len(data) > FRAME_BYTES_MAX:
-        assert verdict.result == "malformed"
+    if depth_of(as_lists(request)) > DEPTH_MAX or len(data) > FRAME_BYTES_MAX:
+        assert verdict == ["refused"]
     else:
-        assert verdict == Verdict("frame", len(data), "request", msgid, len(params), method.encode())
-        assert judge(data[:-1]).result == "more"
+        assert verdict[0][:5] == ["request", len(data), msgid, method.encode().hex(), len(params)]
+        assert judge(data[:-1]) == ["more"]
 
 
-def check(judge: Judge, data: bytes) -> Verdict:
-    verdict = judge(data)
-    outcome, frame = decoded(data[: verdict.length] if verdict.result == "frame" else data)
-    if verdict.result == "more":
-        assert outcome in ("incomplete", "meaningless"), frame
-    elif verdict.result == "frame" and outcome != "meaningless":
-        assert outcome == "value", frame
-        assert isinstance(frame, list)
-        if verdict.kind in ("request", "notification"):
-            *_, method, params = frame
-            assert (method, len(params)) == (verdict.method, verdict.param_count)
-            assert verdict.kind == "notification" or frame[1] == verdict.msgid
-    return verdict
+def as_lists(value: Any) -> Any:
+    """Maps as the reference has them."""
+    if isinstance(value, dict):
+        return Map((as_lists(key), as_lists(part)) for key, part in value.items())
+    return [as_lists(part) for part in value] if isinstance(value, list) else value
+
+
+def check(judge: Judge, data: bytes) -> None:
+    """Bytes of any kind. Of a frame that has not arrived whole C may know already that it will be refused."""
+    *messages, end = judge(data)
+    *theirs, their_end = expected(data)
+    if their_end == "meaningless":
+        assert messages[: len(theirs)] == theirs
+        return
+    assert messages == theirs
+    assert end == their_end or (end, their_end) == ("refused", "more")
 
 
 mutations = st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255), st.sampled_from(["set", "cut", "add"])))
 
 
 @given(values, mutations)
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=200)
 def test_what_c_takes_msgpack_takes(judge: Judge, value: Any, mutations: list[tuple[int, int, str]]) -> None:
     data = bytearray(msgpack.packb([0, 1, "method", [value]]))
     for position, byte, kind in mutations:
@@ -154,9 +183,6 @@ def test_what_c_takes_msgpack_takes(judge: Judge, value: Any, mutations: list[tu
 
 
 @given(st.binary(min_size=1, max_size=200))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_arbitrary_bytes(judge: Judge, data: bytes) -> None:
-    verdict = check(judge, data)
-    if verdict.result == "malformed":
-        outcome, value = decoded(data)
-        assert outcome != "value" or not isinstance(value, list) or not value or depth_of(value) > DEPTH_MAX
+    check(judge, data)
