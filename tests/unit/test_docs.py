@@ -266,7 +266,9 @@ def test_the_obelisk_s_bytes_are_where_the_table_says(tmp_path: Path) -> None:
         for part in page.partition("## Ceiling record")[::2]
     )
     path = tmp_path / "0042.obelisk"
-    create(str(path), Identity(42, 77, Layout(40, 10, 14), 1_234_567, b"c" * 16, host_id()), first_record(99, start_id=7))
+    create(
+        str(path), Identity(42, 77, Layout(40, 10, 14), 1_234_567, b"c" * 16, host_id()), first_record(99, start_id=7)
+    )
     data = path.read_bytes()
 
     def number(rows: dict[str, tuple[int, int]], base: int, name: str) -> int:

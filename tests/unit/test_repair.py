@@ -1,4 +1,4 @@
-"""Repairs of Obelisks: nothing comes twice after one, without a margin; what no file tells, the operator says (F2, F27).
+"""Repairs of Obelisks: nothing comes twice after one, and no margin is added; the operator says what no file tells.
 
 Invariants
 - A repair without an answer, or with one that is plainly untrue, changes nothing and says what has to be known.
@@ -168,7 +168,7 @@ def test_without_an_answer_a_repair_refuses_and_asks(host: Host) -> None:
 
 
 def test_clock_ok_reaches_beyond_the_clock_and_the_greatest_lead(host: Host) -> None:
-    """The ids' time may have been two hours ahead after a backward step: the siblings', and so the lost file's (F18)."""
+    """After a backward step ids may have been two hours ahead: the siblings tell it of the lost file too (F18)."""
     host.make(0, 8192, lead_ms=2 * HOUR_MS, age_ms=HOUR_MS)
     host.make(2, 8192, lead_ms=60_000)
     host.path(1).unlink()
@@ -183,7 +183,9 @@ def test_clock_ok_is_refused_when_a_record_shows_that_it_is_not_true(host: Host)
     host.make(1, 8192)
     host.set_wall_clock(-60_000)
     before = host.path(1).read_bytes()
-    with pytest.raises(RepairUnsureError, match=r"--clock-ok is not true: .* ms behind that record, so it was set back"):
+    with pytest.raises(
+        RepairUnsureError, match=r"--clock-ok is not true: .* ms behind that record, so it was set back"
+    ):
         host.bump(ClockOk())
     with pytest.raises(RepairUnsureError, match="so it was set back"):
         host.bump(None)
