@@ -131,7 +131,7 @@ def test_requests_are_served_where_they_belong(directory: Path, rng: random.Rand
 
 
 def test_what_was_forwarded_goes_no_further(daemon: Daemon, entry: int) -> None:
-    """F34: a request that a sibling sent here by mistake is stood in for here, where any coordinator can, or refused."""
+    """F34: a request that a sibling sent here by mistake is stood in for, where any coordinator can, or refused."""
     key = KEY_OF[(entry + 1) % COORDINATORS][0]
     before = [worker.requests_forwarded for worker in daemon.workers()]
     with Wire(daemon.own_socket(entry)) as wire:
