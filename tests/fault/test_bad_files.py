@@ -235,15 +235,6 @@ def test_settings_that_do_not_fit(
             assert id > used.last_ids[coordinator]
 
 
-def init(daemon: Daemon, status: int = 0) -> str:
-    """What `pharaohd --init` says; it makes the directory and exits."""
-    daemon.may_init = False
-    command = [*daemon.prefix, sys.executable, "-m", "pharaohd", "--config", str(daemon.config), "--init"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == status, done.stderr
-    return done.stdout + done.stderr
-
-
 @pytest.mark.parametrize("there", [False, True], ids=["missing", "empty"])
 def test_a_state_directory_without_a_manifest(directory: Path, there: bool) -> None:
     """It may be a volume that is not mounted. Refused, and nothing is made in it, until the operator says --init."""
@@ -254,13 +245,13 @@ def test_a_state_directory_without_a_manifest(directory: Path, there: bool) -> N
     check_refused(daemon, StateDirEmptyError)
     assert daemon.state_dir.exists() == there
     assert not there or list(daemon.state_dir.iterdir()) == []
-    assert "is made, with 2 coordinators" in init(daemon)
+    assert "is made, with 2 coordinators" in daemon.init().stdout
     made = {path.name: path.read_bytes() for path in daemon.state_dir.rglob("*") if path.is_file()}
     assert {"manifest.json", "0000.obelisk", "0001.obelisk"} == made.keys()
     with daemon:
         last_ids = draw(daemon)
         assert daemon.stop() == 0
-    assert "has been made before" in init(daemon)
+    assert "has been made before" in daemon.init().stdout
     with daemon:
         for coordinator, id in draw(daemon).items():
             assert id > last_ids[coordinator]
@@ -304,7 +295,7 @@ def test_a_directory_that_may_not_be_written(directory: Path, which: str, error:
     for name in ("state", "run"):
         (directory / name).mkdir()
         os.chown(directory / name, NOBODY, NOBODY)
-    init(daemon)
+    assert daemon.init().returncode == 0
     os.chown(directory / which, 0, 0)
     check_refused(daemon, error)
     os.chown(directory / which, NOBODY, NOBODY)
@@ -381,9 +372,10 @@ def test_a_disk_that_is_full_when_the_state_is_made(directory: Path) -> None:
         with contextlib.suppress(OSError), open(filler, "wb", buffering=0) as file:
             while file.write(bytes(PAGE)):
                 pass
-        assert StateDirError.hint in init(daemon, StateDirError.exit_status or 1)
+        refused = daemon.init()
+        assert (refused.returncode, StateDirError.hint in refused.stderr) == (StateDirError.exit_status, True)
         filler.unlink()
-        init(daemon)
+        assert daemon.init().returncode == 0
         with daemon:
             assert draw(daemon)
             assert daemon.stop() == 0

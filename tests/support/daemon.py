@@ -84,7 +84,7 @@ class Daemon:
         self.process: subprocess.Popen[bytes] | None = None
         self.prefix = prefix
         self.may_init = True
-        """Whether the next start may make the state directory, as an operator would once with --init."""
+        """Whether the next start may make the state directory, as an operator does once with --init."""
         self.configure(settings or {})
 
     def configure(self, settings: Settings) -> None:
@@ -101,8 +101,14 @@ class Daemon:
             lines += [f"[{section}]", *(f"{key} = {json.dumps(value)}" for key, value in values.items())]
         self.config.write_text("\n".join(lines) + "\n")
 
+    def init(self) -> subprocess.CompletedProcess[str]:
+        """`pharaohd --init`: makes the state directory and exits."""
+        self.may_init = False
+        command = [*self.prefix, sys.executable, "-m", "pharaohd", "--config", str(self.config), "--init"]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=WATCHDOG_S, check=False)
+
     def spawn(self) -> subprocess.Popen[bytes]:
-        """Starts it and waits for nothing."""
+        """Starts it and waits for nothing. The first start makes the state directory, unless it is there."""
         if self.may_init and not self.state_dir.exists():
             cli.init(settings_module.load(self.config, None, {}))
         self.may_init = False
@@ -184,6 +190,12 @@ class Daemon:
     def own_socket(self, coordinator: int) -> str:
         """The path of a coordinator's own socket."""
         return str(self.runtime_dir / "coordinators" / f"{coordinator:04d}.sock")
+
+    def host_page(self) -> Path:
+        """What is lost when the power goes: the page in memory. The manifest has to be there."""
+        path = hosttime.page_path(str(self.state_dir))
+        assert path is not None
+        return Path(path)
 
     def obelisk(self, coordinator: int) -> Path:
         return Path(manifest.obelisk_path(str(self.state_dir), coordinator))
