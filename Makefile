@@ -92,6 +92,6 @@ mutants: setup
 	$(BIN)/python -m tools.mutate $(ONLY)
 
 clean:
-	rm -rf $(VENV) build var *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) build dist var *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	rm -f libpharaoh/_*.so libpharaoh/_core.c libpharaoh/_core.o $(addprefix pharaohd/_core,.c .o *.so)
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,5 +1,5 @@
 """`python -m pharaohd` is the command `pharaohd`."""
 
-from pharaohd.cli import main
+from pharaohd.entry import daemon
 
-main(prog_name="pharaohd")
+daemon()

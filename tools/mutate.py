@@ -33,7 +33,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-NOT_COPIED = (".git", ".venv", "build", "var", "__pycache__", "*.so", "*.o", "*.egg-info", ".*_cache", ".hypothesis")
+NOT_COPIED = (
+    ".git", ".venv", "build", "dist", "var", "__pycache__", "*.so", "*.o", "*.egg-info", ".*_cache", ".hypothesis",
+)  # fmt: skip
 WATCHDOG_S = 300.0
 BUILD = ("setup.py", "--quiet", "build_ext", "--inplace", "--force")
 

@@ -137,8 +137,9 @@ static uint64_t tick_above(const struct ph_known *known, int64_t host_ns) {
 
 void ph_repair(const struct ph_known *known, uint32_t coordinator, enum ph_repair_way way, uint64_t above_ms,
                uint64_t own_ceiling, struct ph_repaired *repaired) {
-    int same_boot;
-    int64_t estimate_ns = later(ph_host_estimate(known, &same_boot), 0);
+    struct ph_started now;
+    start_time(known,
+               &now); /* what a start would make of the evidence: the record is evidence of this boot from now on */
     int64_t bound_ns = 0;
     if (way == PH_REPAIR_LIVE) {
         repaired->ceiling = ph_load_acquire(&known->page->positions[coordinator].next_tick);
@@ -151,7 +152,7 @@ void ph_repair(const struct ph_known *known, uint32_t coordinator, enum ph_repai
         repaired->ceiling = tick_above(known, bound_ns);
     }
     repaired->ceiling = greater(repaired->ceiling, own_ceiling);
-    repaired->sample.host_ns = later(bound_ns, estimate_ns);
+    repaired->sample.host_ns = later(bound_ns, now.host_ns);
     repaired->sample.realtime_ns = known->realtime_ns;
     repaired->sample.boottime_ns = known->boottime_ns;
     memcpy(repaired->sample.boot_id, known->boot_id, 16);

@@ -26,6 +26,7 @@ void ph_mint_init(struct ph_mint *mint, struct ph_host_page *page, const struct 
     mint->issuer.next_tick = &page->positions[coordinator].next_tick;
     mint->window_ms = window_ms;
     mint->after_ms_max = after_ms_max;
+    mint->tend_ms = TEND_MS;
     ph_boot_id(mint->boot_id);
 }
 
@@ -48,16 +49,39 @@ static uint64_t reach_ms(const struct ph_mint *mint) {
     return min_u64(max_u64(mint->window_ms, SLOW_FACTOR * sync_ms), REACH_MS_MAX);
 }
 
-uint64_t ph_mint_first_ceiling(const struct ph_mint *mint) {
-    uint64_t ceiling = max_u64(ph_issuer_next(&mint->issuer), tick_of(mint, mint->now_ms + mint->window_ms));
-    return min_u64(ceiling, ph_tick_end(&mint->issuer.layout));
-}
-
-void ph_mint_sample(const struct ph_mint *mint, struct ph_clock_sample *sample) {
+static void take_sample(const struct ph_mint *mint, struct ph_clock_sample *sample) {
     sample->host_ns = mint->clock.host_ns;
     sample->realtime_ns = mint->clock.realtime_ns;
     sample->boottime_ns = mint->clock.boottime_ns;
     memcpy(sample->boot_id, mint->boot_id, sizeof sample->boot_id);
+}
+
+int ph_mint_take_over(struct ph_mint *mint, struct ph_obelisk *obelisk, struct ph_fault *fault) {
+    struct ph_clock_sample sample;
+    int code = ph_obelisk_settle(obelisk, fault);
+    if (code != 0) {
+        return code;
+    }
+    ph_mint_read(mint);
+    if (mint->now_ms == 0 || ph_mint_exhausted(mint)) {
+        return ph_fault_set(fault, PH_ERR_CLOCK_UNUSABLE, "the clock is %s the layout's %u bits of milliseconds",
+                            mint->now_ms == 0 ? "before" : "beyond", mint->issuer.layout.ms_bits);
+    }
+    uint64_t reach = tick_of(mint, mint->now_ms + mint->window_ms);
+    uint64_t ceiling = min_u64(max_u64(ph_issuer_next(&mint->issuer), reach), ph_tick_end(&mint->issuer.layout));
+    take_sample(mint, &sample);
+    obelisk->start_id = mint->clock.page->start_id;
+    mint->requested_ceiling = ceiling;
+    mint->recorded_ahead_ns = mint->clock.ahead_ns;
+    return ph_obelisk_write(obelisk, ceiling, &sample, 0, fault);
+}
+
+int ph_mint_hand_over(struct ph_mint *mint, struct ph_obelisk *obelisk, struct ph_fault *fault) {
+    struct ph_clock_sample sample;
+    ph_mint_read(mint);
+    take_sample(mint, &sample);
+    int code = ph_obelisk_check_path(obelisk, fault);
+    return code != 0 ? code : ph_obelisk_write(obelisk, ph_issuer_next(&mint->issuer), &sample, 1, fault);
 }
 
 struct ph_run ph_mint_take(struct ph_mint *mint, uint64_t floor_tick, uint64_t least, uint64_t count,
@@ -78,7 +102,7 @@ int ph_mint_lacks_ceiling(const struct ph_mint *mint) {
 
 static void request_ceiling(struct ph_mint *mint, uint64_t ceiling) {
     struct ph_clock_sample sample;
-    ph_mint_sample(mint, &sample);
+    take_sample(mint, &sample);
     if (ph_syncer_durable(mint->syncer) >= mint->requested_ceiling) {
         mint->requested_ns = mint->monotonic_ns;
         mint->durable_seen = ph_syncer_durable(mint->syncer);
@@ -110,7 +134,7 @@ void ph_mint_renew(struct ph_mint *mint) {
 void ph_mint_tend(struct ph_mint *mint) {
     uint64_t reach = reach_ms(mint);
     if (mint->issued_ns != 0 && (mint->seldom || mint->monotonic_ns - mint->issued_ns > reach / 2 * PH_NS_PER_MS)) {
-        keep_ahead(mint, TEND_MS + reach, 2 * TEND_MS + reach);
+        keep_ahead(mint, mint->tend_ms + reach, 2 * mint->tend_ms + reach);
     }
     mint->issued_ns = 0;
     mint->seldom = 0;

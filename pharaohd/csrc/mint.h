@@ -29,6 +29,7 @@ struct ph_mint {
     uint8_t boot_id[16];
     uint64_t window_ms;
     uint64_t after_ms_max;
+    uint64_t tend_ms; /* how often ph_mint_tend() is called */
 
     /* The newest reading. */
     int64_t host_ns;       /* since 1970 */
@@ -55,9 +56,14 @@ int ph_mint_exhausted(const struct ph_mint *mint);
 /* Nanoseconds until host time's next millisecond. */
 uint64_t ph_mint_until_next_ms(const struct ph_mint *mint);
 
-/* The ceiling that a new owner makes durable before its first id. */
-uint64_t ph_mint_first_ceiling(const struct ph_mint *mint);
-void ph_mint_sample(const struct ph_mint *mint, struct ph_clock_sample *sample);
+/*
+ * A new owner's first acts, on a file that it has locked: the record that it found becomes durable again, then one of its
+ * own, with a ceiling above its position. Whatever the file's ceiling is, it goes on at the position in the host's page.
+ * 0, or an error's code with `fault` filled in.
+ */
+int ph_mint_take_over(struct ph_mint *mint, struct ph_obelisk *obelisk, struct ph_fault *fault);
+/* An owner's last act, when the sync thread has ended: a record of the exact position. 0, or an error's code. */
+int ph_mint_hand_over(struct ph_mint *mint, struct ph_obelisk *obelisk, struct ph_fault *fault);
 
 /*
  * Up to `count` ticks of host time's present millisecond, at least floor_tick; none, or at least `least`. The last

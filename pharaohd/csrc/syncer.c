@@ -29,41 +29,49 @@ static int next_request(struct ph_syncer *syncer, uint64_t *ceiling, struct ph_c
     return wanted;
 }
 
+int ph_syncer_sync(struct ph_syncer *syncer, uint64_t ceiling, const struct ph_clock_sample *sample) {
+    struct ph_fault fault;
+    uint64_t started_ns = ph_monotonic_ns();
+    if (ph_obelisk_check_path(syncer->obelisk, &fault) != 0 ||
+        ph_obelisk_write(syncer->obelisk, ceiling, sample, 0, &fault) != 0) {
+        syncer->on_failure(&fault);
+        return -1;
+    }
+    uint64_t took_ns = ph_monotonic_ns() - started_ns;
+    ph_store_relaxed(&syncer->sync_ns_last, took_ns);
+    if (took_ns > ph_load_relaxed(&syncer->sync_ns_max)) {
+        ph_store_relaxed(&syncer->sync_ns_max, took_ns);
+    }
+    ph_store_relaxed(&syncer->sync_count, ph_load_relaxed(&syncer->sync_count) + 1);
+    ph_store_release(&syncer->durable_counters_id, syncer->obelisk->counters_id);
+    ph_store_release(&syncer->durable_ceiling, ceiling); /* each pairs with the function that returns it */
+    uint64_t one = 1;
+    ssize_t written = write(syncer->event_fd, &one, sizeof one);
+    (void)written;
+    return 0;
+}
+
 static void *sync_thread(void *argument) {
     struct ph_syncer *syncer = argument;
     uint64_t ceiling;
     struct ph_clock_sample sample;
     pthread_setname_np(pthread_self(), "sync");
-    while (next_request(syncer, &ceiling, &sample)) {
-        struct ph_fault fault;
-        uint64_t started_ns = ph_monotonic_ns();
-        if (ph_obelisk_check_path(syncer->obelisk, &fault) != 0 ||
-            ph_obelisk_write(syncer->obelisk, ceiling, &sample, 0, &fault) != 0) {
-            syncer->on_failure(&fault);
-            return NULL;
-        }
-        uint64_t took_ns = ph_monotonic_ns() - started_ns;
-        ph_store_relaxed(&syncer->sync_ns_last, took_ns);
-        if (took_ns > ph_load_relaxed(&syncer->sync_ns_max)) {
-            ph_store_relaxed(&syncer->sync_ns_max, took_ns);
-        }
-        ph_store_relaxed(&syncer->sync_count, ph_load_relaxed(&syncer->sync_count) + 1);
-        ph_store_release(&syncer->durable_counters_id, syncer->obelisk->counters_id);
-        ph_store_release(&syncer->durable_ceiling, ceiling); /* each pairs with the function that returns it */
-        uint64_t one = 1;
-        ssize_t written = write(syncer->event_fd, &one, sizeof one);
-        (void)written;
+    while (next_request(syncer, &ceiling, &sample) && ph_syncer_sync(syncer, ceiling, &sample) == 0) {
     }
     return NULL;
 }
 
-int ph_syncer_start(struct ph_syncer *syncer, struct ph_obelisk *obelisk, int event_fd) {
+void ph_syncer_init(struct ph_syncer *syncer, struct ph_obelisk *obelisk, int event_fd) {
     *syncer = (struct ph_syncer){.obelisk = obelisk, .event_fd = event_fd, .on_failure = ph_end_process};
     syncer->durable_ceiling = obelisk->newest.ceiling;
     syncer->counters_id = syncer->durable_counters_id = obelisk->counters_id;
     syncer->counters_batch = obelisk->counters_batch;
     pthread_mutex_init(&syncer->mutex, NULL);
     pthread_cond_init(&syncer->wanted, NULL);
+}
+
+int ph_syncer_start(struct ph_syncer *syncer, struct ph_obelisk *obelisk, int event_fd) {
+    ph_syncer_init(syncer, obelisk, event_fd);
     pthread_attr_t attributes;
     pthread_attr_init(&attributes);
     pthread_attr_setstacksize(&attributes, 64 * 1024);

@@ -38,6 +38,10 @@ struct ph_syncer {
     int stopping;
 };
 
+/* All but the thread: whoever calls ph_syncer_sync() stands in its place. */
+void ph_syncer_init(struct ph_syncer *syncer, struct ph_obelisk *obelisk, int event_fd);
+/* Makes one record durable, in the calling thread, and publishes its ceiling. 0, or -1 after on_failure was called. */
+int ph_syncer_sync(struct ph_syncer *syncer, uint64_t ceiling, const struct ph_clock_sample *sample);
 /* Starts the thread; the Obelisk is its from now until ph_syncer_stop(). Returns 0 or an errno. */
 int ph_syncer_start(struct ph_syncer *syncer, struct ph_obelisk *obelisk, int event_fd);
 /* Asks for a durable ceiling and returns at once. Asking again before it is reached replaces what is asked for. */

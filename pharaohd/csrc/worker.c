@@ -61,42 +61,20 @@ void ph_worker_yield_listener(struct ph_worker *worker, struct ph_source *listen
     }
 }
 
-/* Host time was set by the host start; a position that it has not reached yet is waited for. */
-static int start_mint(struct ph_worker *worker, struct ph_fault *fault) {
-    const struct ph_worker_config *config = &worker->config;
-    struct ph_mint *mint = &worker->mint;
-    struct ph_clock_source source = {ph_clock_read_system, config->clock_offset_ns};
-    ph_mint_init(mint, config->host_page, &config->identity.layout, config->identity.coordinator, config->window_ms,
-                 config->after_ms_max);
-    ph_host_clock_init(&mint->clock, config->host_page, config->identity.coordinator, source,
-                       (int64_t)config->jump_ms_max * PH_NS_PER_MS, (int64_t)config->slew_per_mille);
-    mint->syncer = &worker->syncer;
-    ph_mint_read(mint);
-    if (mint->now_ms == 0 || ph_mint_exhausted(mint)) {
-        return ph_fault_set(fault, PH_ERR_CLOCK_UNUSABLE, "the clock is %s the layout's %u bits of milliseconds",
-                            mint->now_ms == 0 ? "before" : "beyond", config->identity.layout.ms_bits);
-    }
-    return 0;
-}
-
-/* Whatever the file's ceiling is, the worker goes on at its position in the host's page. */
 static int take_obelisk(struct ph_worker *worker, struct ph_fault *fault) {
     const struct ph_worker_config *config = &worker->config;
+    struct ph_clock_source source = {ph_clock_read_system, config->clock_offset_ns};
     int code = ph_obelisk_open(&worker->obelisk, config->obelisk_path, PH_OBELISK_OWN, fault);
     if (code != 0) {
         return code;
     }
+    ph_mint_init(&worker->mint, config->host_page, &config->identity.layout, config->identity.coordinator,
+                 config->window_ms, config->after_ms_max);
+    ph_host_clock_init(&worker->mint.clock, config->host_page, config->identity.coordinator, source,
+                       (int64_t)config->jump_ms_max * PH_NS_PER_MS, (int64_t)config->slew_per_mille);
+    worker->mint.syncer = &worker->syncer;
     code = ph_obelisk_check(&worker->obelisk, &config->identity, fault);
-    code = code != 0 ? code : ph_obelisk_settle(&worker->obelisk, fault);
-    code = code != 0 ? code : start_mint(worker, fault);
-    if (code == 0) {
-        struct ph_clock_sample sample;
-        ph_mint_sample(&worker->mint, &sample);
-        worker->mint.recorded_ahead_ns = worker->mint.clock.ahead_ns;
-        worker->mint.requested_ceiling = ph_mint_first_ceiling(&worker->mint);
-        worker->obelisk.start_id = config->host_page->start_id;
-        code = ph_obelisk_write(&worker->obelisk, worker->mint.requested_ceiling, &sample, 0, fault);
-    }
+    code = code != 0 ? code : ph_mint_take_over(&worker->mint, &worker->obelisk, fault);
     if (code != 0) {
         ph_obelisk_close(&worker->obelisk);
     }
@@ -426,12 +404,7 @@ int ph_worker_close(struct ph_worker *worker, struct ph_fault *fault) {
     ph_links_free(worker);
     ph_syncer_stop(&worker->syncer);
     name_journal(worker);
-    struct ph_clock_sample sample;
-    ph_mint_read(&worker->mint);
-    ph_mint_sample(&worker->mint, &sample);
-    int code = ph_obelisk_check_path(&worker->obelisk, fault);
-    code =
-        code != 0 ? code : ph_obelisk_write(&worker->obelisk, ph_issuer_next(&worker->mint.issuer), &sample, 1, fault);
+    int code = ph_mint_hand_over(&worker->mint, &worker->obelisk, fault);
     ph_obelisk_close(&worker->obelisk);
     close(worker->epoll_fd);
     close(worker->reserve_fd);

@@ -1,7 +1,7 @@
-"""`python -m pharaohd.ctl`."""
+"""`python -m pharaohd.ctl` is the command `pharaohctl`."""
 
 import sys
 
-from pharaohd.ctl import main
+from pharaohd.entry import control
 
-sys.exit(main())
+sys.exit(control())

@@ -335,12 +335,12 @@ def test_counters_are_raised_by_root_and_the_daemon_s_user_alone(own: Daemon) ->
     # As root first, so that every module is loaded: others may not read this interpreter's files.
     script = """if True:
         import os, sys
-        from pharaohd import ctl
-        assert ctl.main([*sys.argv[1:], "counters", "raise", "offset", "orders", "10"]) == 0
-        assert ctl.main([*sys.argv[1:], "counters", "raise", "offset", "orders", "1"]) == 1
+        from pharaohd.ctl import cli
+        assert cli.main([*sys.argv[1:], "counters", "raise", "offset", "orders", "10"]) == 0
+        assert cli.main([*sys.argv[1:], "counters", "raise", "offset", "orders", "1"]) == 1
         os.setgid(65534)
         os.setuid(65534)
-        sys.exit(ctl.main([*sys.argv[1:], "counters", "raise", "offset", "orders", "100"]))
+        sys.exit(cli.main([*sys.argv[1:], "counters", "raise", "offset", "orders", "100"]))
     """
     command = [sys.executable, "-c", script, "--dir", str(own.directory / "d")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=WATCHDOG_S, check=False)

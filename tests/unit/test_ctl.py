@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from libpharaoh import scarab
 from libpharaoh.errors import PharaohError, UnavailableError
 from libpharaoh.scarab import key_bytes
-from pharaohd import ctl, manifest, obelisk, settings
-from pharaohd.ctl import common, counters, texts
+from pharaohd import manifest, obelisk, settings
+from pharaohd.ctl import cli, common, counters, texts
 from tests.support.records import first_record
 from tests.unit.fake_daemon import FakeDaemon
 
@@ -34,7 +34,7 @@ def _no_daemon(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    status = ctl.main(arguments)
+    status = cli.main(arguments)
     out, err = capsys.readouterr()
     return status, out, err
 
@@ -441,7 +441,7 @@ def test_help_lists_every_command_by_purpose(capsys: pytest.CaptureFixture[str])
     assert status == 0
     headings = [line for line in out.splitlines() if line.endswith(":") and not line.startswith(" ")]
     assert headings == ["Options:", "Ids:", "Dense values:", "Schemas:", "Daemon:", "Files:"]
-    assert {line.split()[0] for line in out.splitlines() if line.startswith("  ")} >= set(ctl.cli.commands)
+    assert {line.split()[0] for line in out.splitlines() if line.startswith("  ")} >= set(cli.cli.commands)
     assert "hex:" in out
     assert "..." not in out.partition("Ids:")[2]
 
@@ -494,7 +494,7 @@ def test_half_a_token_is_wrong_usage(
 
 def test_schemas(capsysbinary: pytest.CaptureFixture[bytes], fake: FakeDaemon, tmp_path: Path) -> None:
     def ctl_output(*arguments: str) -> bytes:
-        assert ctl.main(arguments) == 0
+        assert cli.main(arguments) == 0
         return capsysbinary.readouterr().out
 
     text = '{ "type":"string", "doc":"Ω" }\n'.encode()
@@ -510,7 +510,7 @@ def test_schemas(capsysbinary: pytest.CaptureFixture[bytes], fake: FakeDaemon, t
     assert [(row["id"], row.get("subject_hex")) for row in rows] == [(first, None), (second, "fe")]
     lines = ctl_output("schema", "list", "s").decode().splitlines()
     assert [line.split() for line in lines] == [["subject", "version", "id", "type"], ["s", "1", str(first), "json"]]
-    assert ctl.main(["schema", "get", "2000000000"]) == 1
+    assert cli.main(["schema", "get", "2000000000"]) == 1
     assert b"SCHEMA_UNKNOWN" in capsysbinary.readouterr().err
 
 

@@ -20,7 +20,8 @@ import msgpack
 import pytest
 
 from libpharaoh.errors import StartError, by_code
-from pharaohd import cli, ctl
+from pharaohd import cli
+from pharaohd.ctl import cli as ctl_cli
 from pharaohd.obelisk import Identity, create, host_id
 from pharaohd.settings import Layout, Settings
 from tests.support.daemon import Daemon, short_directory
@@ -147,7 +148,7 @@ def test_commands_exist(page: Path) -> None:
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
     for words in commands_in(page):
         if words[0] == "pharaohctl":
-            assert_understood(words, ctl.cli)
+            assert_understood(words, ctl_cli.cli)
         elif words[0] == "pharaohd":
             assert_understood(words, cli.main)
         elif len(words) > 1 and not words[1].startswith("-"):
@@ -157,7 +158,7 @@ def test_commands_exist(page: Path) -> None:
 def test_the_check_of_commands_can_fail() -> None:
     for wrong in ("pharaohctl obelisk mend", "pharaohctl next --bse32", "pharaohctl obelisk bump 3 --creat"):
         with pytest.raises(AssertionError):
-            assert_understood(wrong.split(), ctl.cli)
+            assert_understood(wrong.split(), ctl_cli.cli)
 
 
 @each_page
