@@ -197,6 +197,7 @@ def test_orphaned_worker(directory: Path) -> None:
             daemon.process.wait()
             daemon.spawn()
             assert daemon.wait() == AlreadyRunningError.exit_status
+            assert "a process of a killed daemon" in daemon.log()
         finally:
             os.kill(orphan, signal.SIGCONT)
         wait_until(lambda: not os.path.exists(f"/proc/{orphan}/exe"), "the orphan has stopped by itself")
