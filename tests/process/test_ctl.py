@@ -193,7 +193,7 @@ def test_a_worker_that_cannot_serve_is_degraded_and_then_repaired(own: Daemon, s
     verified = own.ctl("obelisk", "verify", "--config", str(own.config))
     assert verified.returncode == common.EXIT_PROBLEMS
     assert "pharaohctl obelisk bump 1 --create" in verified.stdout + verified.stderr
-    bump = ("obelisk", "bump", "1", "--create", "--config", str(own.config), "-o", "json")
+    bump: tuple[str, ...] = ("obelisk", "bump", "1", "--create", "--config", str(own.config), "-o", "json")
     if stopped:
         own.stop()
         assert own.ctl(*bump).returncode == RepairUnsureError.exit_status
