@@ -122,19 +122,24 @@ static void keep_ahead(struct ph_mint *mint, uint64_t least_ms, uint64_t ms) {
     }
 }
 
+/* For two turns of ph_mint_tend(), and what a window is good for besides. */
+static uint64_t reserve_ms(const struct ph_mint *mint, uint64_t reach) { return 2 * mint->tend_ms + reach; }
+
 void ph_mint_write_record(struct ph_mint *mint) { request_ceiling(mint, mint->requested_ceiling); }
 
 void ph_mint_renew(struct ph_mint *mint) {
     uint64_t reach = reach_ms(mint);
-    mint->seldom |= mint->monotonic_ns - mint->issued_before_ns > reach / 2 * PH_NS_PER_MS;
+    uint64_t pause_ms = (mint->monotonic_ns - mint->issued_before_ns) / PH_NS_PER_MS;
+    int seldom = pause_ms > reach / 2 && pause_ms <= 2 * mint->tend_ms;
+    mint->seldom |= (uint8_t)seldom;
     mint->issued_ns = mint->issued_before_ns = mint->monotonic_ns;
-    keep_ahead(mint, reach / 2, reach);
+    keep_ahead(mint, reach / 2, seldom ? reserve_ms(mint, reach) : reach);
 }
 
 void ph_mint_tend(struct ph_mint *mint) {
     uint64_t reach = reach_ms(mint);
     if (mint->issued_ns != 0 && (mint->seldom || mint->monotonic_ns - mint->issued_ns > reach / 2 * PH_NS_PER_MS)) {
-        keep_ahead(mint, mint->tend_ms + reach, 2 * mint->tend_ms + reach);
+        keep_ahead(mint, mint->tend_ms + reach, reserve_ms(mint, reach));
     }
     mint->issued_ns = 0;
     mint->seldom = 0;

@@ -43,11 +43,25 @@
 
 static const struct ph_layout layout = {44, 10, 10, EPOCH_MS};
 
-enum fault_kind { KILL_HOST, CUT, RUN_STEP, BOOT_STEP, BIG_STEP, LOSE, RESTORE, PAGE, CLEAN, HANG, EIO_, ACCEPT, FAULTS };
+enum fault_kind {
+    KILL_HOST,
+    CUT,
+    RUN_STEP,
+    BOOT_STEP,
+    BIG_STEP,
+    LOSE,
+    RESTORE,
+    PAGE,
+    CLEAN,
+    HANG,
+    EIO_,
+    ACCEPT,
+    FAULTS
+};
 
 struct file {
     uint8_t medium[PH_OBELISK_BYTES];
-    int dirty[3]; /* pages of the cache that a sync would write */
+    int dirty[3];           /* pages of the cache that a sync would write */
     int lost, needs_repair; /* an operator knows of it */
     int tampered;           /* the page's entry need not be believed */
 };
@@ -63,7 +77,7 @@ struct worker {
     uint64_t flying_ceiling, flying_event;
     struct ph_clock_sample flying_sample;
     int64_t flies_since_ns;
-    int busy;             /* a request that it has read and not answered; while it pauses it does nothing else. 0: none */
+    int busy; /* a request that it has read and not answered; while it pauses it does nothing else. 0: none */
 };
 
 struct request {
@@ -82,7 +96,7 @@ static struct world {
     struct random random;
     uint32_t count;
     int faults[FAULTS];
-    int forgets; /* the operator repairs nothing after a restore, within one boot and with the page standing */
+    int forgets;        /* the operator repairs nothing after a restore, within one boot and with the page standing */
     int64_t slowest_ns; /* sync */
     int64_t true_ns, offset_ns, boot_ns;
     uint8_t boot_id[16];
@@ -113,9 +127,10 @@ static struct world {
 #define LOG(...)                                                                                                       \
     do {                                                                                                               \
         if (getenv("HISTORY") != NULL) {                                                                               \
-            printf("%.2f wall %.2f event %llu: ", (double)(w->true_ns - 1000 * MS - (int64_t)EPOCH_MS * MS) / MS, (double)(wall_ns() - (int64_t)EPOCH_MS * MS)/MS, (unsigned long long)w->event); \
+            printf("%.2f wall %.2f event %llu: ", (double)(w->true_ns - 1000 * MS - (int64_t)EPOCH_MS * MS) / MS,      \
+                   (double)(wall_ns() - (int64_t)EPOCH_MS * MS) / MS, (unsigned long long)w->event);                   \
             printf(__VA_ARGS__);                                                                                       \
-            printf("\n");                                                                                             \
+            printf("\n");                                                                                              \
         }                                                                                                              \
     } while (0)
 
@@ -241,7 +256,7 @@ static int newest_record(uint32_t c, struct ph_record *newest) {
 
 /* The disk as the product's own calls find it: the file is the cache. */
 static struct worker *syncing; /* whose write comes next */
-static int sync_fails; /* the n-th sync from now; 0: none */
+static int sync_fails;         /* the n-th sync from now; 0: none */
 
 static struct file *synced_file(void) { return &w->files[syncing - w->workers]; }
 
@@ -422,7 +437,8 @@ static void arrive(int key) {
         return;
     }
     struct request *request = &w->requests[slot];
-    *request = (struct request){.used = 1, .key = key, .by = (int)by, .stands_in = by != owner, .base = w->answered[key]};
+    *request =
+        (struct request){.used = 1, .key = key, .by = (int)by, .stands_in = by != owner, .base = w->answered[key]};
     struct worker *worker = &w->workers[by];
     read_time(worker); /* after it was taken */
     ph_strict_begin(&worker->mint, &request->strict, 0, request->stands_in ? worker->mint.host_ns : 0);
@@ -545,8 +561,14 @@ static void start_host(void) {
         }
     }
     w->page_named = w->page_is_own = w->page_is_real = w->host_runs = 1;
-    for (uint32_t i = 0; i < known.count; i++) { LOG("  record c%u ceiling %llu host %.2f wall %.2f", known.records[i].coordinator, (unsigned long long)(known.records[i].ceiling>>10), (double)(known.records[i].sample.host_ns - (int64_t)EPOCH_MS * MS)/MS, (double)(known.records[i].sample.realtime_ns - (int64_t)EPOCH_MS * MS)/MS); }
-    LOG("start: host %.2f jump %.2f floor %llu exact %u", (double)(started.host_ns - (int64_t)EPOCH_MS * MS)/MS, (double)started.jump_ns / MS, (unsigned long long)started.floor_ms, started.exact);
+    for (uint32_t i = 0; i < known.count; i++) {
+        LOG("  record c%u ceiling %llu host %.2f wall %.2f", known.records[i].coordinator,
+            (unsigned long long)(known.records[i].ceiling >> 10),
+            (double)(known.records[i].sample.host_ns - (int64_t)EPOCH_MS * MS) / MS,
+            (double)(known.records[i].sample.realtime_ns - (int64_t)EPOCH_MS * MS) / MS);
+    }
+    LOG("start: host %.2f jump %.2f floor %llu exact %u", (double)(started.host_ns - (int64_t)EPOCH_MS * MS) / MS,
+        (double)started.jump_ns / MS, (unsigned long long)started.floor_ms, started.exact);
     w->keyless_owner = (uint32_t)pick(w->count);
     check_time(started.host_ns);
 }
@@ -683,15 +705,17 @@ static void repair(uint32_t c) {
     struct ph_record first = {.ceiling = repaired.ceiling, .clean = 1, .sample = repaired.sample};
     struct ph_identity identity = {.coordinator = c, .modulus = 4, .layout = layout};
     first.start_id = random_u64(&w->random) | 1;
+    follow(way != PH_REPAIR_LIVE);
     if (way != PH_REPAIR_LIVE) {
-        follow(1);
         if (repaired.sample.host_ns > w->followed_ns) { /* the operator's word counts as a reading */
             w->followed_ns = repaired.sample.host_ns;
         }
         w->set_back_event = ++w->event;
         w->event++;
     }
-    LOG("repair c%u way %d above %llu own %llu: ceiling ms %llu host %.2f", c, way, (unsigned long long)above_ms, (unsigned long long)(own.ceiling>>10), (unsigned long long)(repaired.ceiling >> 10), (double)(repaired.sample.host_ns - (int64_t)EPOCH_MS * MS)/MS);
+    LOG("repair c%u way %d above %llu own %llu: ceiling ms %llu host %.2f", c, way, (unsigned long long)above_ms,
+        (unsigned long long)(own.ceiling >> 10), (unsigned long long)(repaired.ceiling >> 10),
+        (double)(repaired.sample.host_ns - (int64_t)EPOCH_MS * MS) / MS);
     REQUIRE(ph_obelisk_create(w->path[c], &identity, &first, &fault) == 0);
     note_record(c, first.start_id, 1, w->event);
     settle_medium(c);
@@ -986,15 +1010,22 @@ static void end_of_faults(void) {
         start_host();
     }
     int issued[COORDINATORS_MAX] = {0};
-    int64_t reach_ns = 4 * w->slowest_ns > (2 * TEND_MS + WINDOW_MS) * MS ? 4 * w->slowest_ns : (2 * TEND_MS + WINDOW_MS) * MS;
+    int64_t reach_ns =
+        4 * w->slowest_ns > (2 * TEND_MS + WINDOW_MS) * MS ? 4 * w->slowest_ns : (2 * TEND_MS + WINDOW_MS) * MS;
     int64_t give_up_ns = w->true_ns + 2 * reach_ns + 8 * MS; /* host time runs at half speed while it leads */
     for (uint32_t done = 0; done < w->count; pass(1)) {
         if (w->true_ns > give_up_ns) {
             broke("L: a coordinator is silent after the faults");
             for (uint32_t c = 0; getenv("HISTORY") && c < w->count; c++) {
                 struct worker *x = &w->workers[c];
-                fprintf(stderr, "c%u runs %d issued %d pos ms %lld durable ms %lld now ms %lld host-wall %lld q jump %lld pending %d host_runs %d lost %d rep %d parts %d\n", c, x->runs, issued[c],
-                (long long)ph_ms_of_tick(&layout, w->page->positions[c].next_tick), (long long)ph_ms_of_tick(&layout, x->syncer.durable_ceiling), (long long)x->mint.now_ms, (long long)((x->mint.host_ns-wall_ns())/QUANTUM), (long long)x->mint.clock.jump_ns, x->syncer.pending, w->host_runs, w->files[c].lost, w->files[c].needs_repair, w->page->positions[c].start_id==w->page->start_id);
+                fprintf(
+                    stderr,
+                    "c%u runs %d issued %d pos ms %lld durable ms %lld now ms %lld host-wall %lld q jump %lld pending %d host_runs %d lost %d rep %d parts %d\n",
+                    c, x->runs, issued[c], (long long)ph_ms_of_tick(&layout, w->page->positions[c].next_tick),
+                    (long long)ph_ms_of_tick(&layout, x->syncer.durable_ceiling), (long long)x->mint.now_ms,
+                    (long long)((x->mint.host_ns - wall_ns()) / QUANTUM), (long long)x->mint.clock.jump_ns,
+                    x->syncer.pending, w->host_runs, w->files[c].lost, w->files[c].needs_repair,
+                    w->page->positions[c].start_id == w->page->start_id);
             }
             return;
         }
@@ -1053,7 +1084,8 @@ static void make_host(void) {
     for (uint32_t c = 0; c < w->count; c++) {
         struct ph_identity identity = {.coordinator = c, .modulus = 4, .layout = layout};
         struct ph_record first = {.clean = 1, .start_id = random_u64(&w->random) | 1};
-        first.sample = (struct ph_clock_sample){.host_ns = wall_ns(), .realtime_ns = wall_ns(), .boottime_ns = 5 * QUANTUM};
+        first.sample =
+            (struct ph_clock_sample){.host_ns = wall_ns(), .realtime_ns = wall_ns(), .boottime_ns = 5 * QUANTUM};
         memcpy(first.sample.boot_id, w->boot_id, 16);
         snprintf(w->path[c], sizeof w->path[c], "/dev/shm/histories-%d-%u", (int)getpid(), c);
         REQUIRE(ph_obelisk_create(w->path[c], &identity, &first, &fault) == 0);
