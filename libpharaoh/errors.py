@@ -466,7 +466,7 @@ class ObeliskForeignError(StartError):
     retryable = False
     message = "the Obelisk belongs to another coordinator, cluster or host"
     hint = (
-        "a copied or restored file that alone shall go on here: `pharaohctl obelisk adopt N --bump`, never while the "
+        "a copied or restored file that alone shall go on here: `pharaohctl obelisk adopt N`, never while the "
         "original is in use; another coordinator's file: restore the right one, or `pharaohctl obelisk bump N "
         "--create`"
     )

@@ -11,7 +11,7 @@ import socket
 import sys
 from pathlib import Path
 
-from pharaohd import log, manifest, obelisk, settings, stats, worker
+from pharaohd import hosttime, log, manifest, obelisk, settings, stats, worker
 from pharaohd.contract import WorkerSpec
 
 NO_WATCHING = {
@@ -34,9 +34,13 @@ def main(directory: Path) -> int:
     host = chosen.host
     os.makedirs(host.coordinators_dir)
     log.configure("info", "json")
-    manifest.ensure(
-        host.state_dir, [0], lambda number, path: obelisk.create(path, obelisk.identity_for(chosen, number))
-    )
+    clock = hosttime.Clock(chosen)
+
+    def create(coordinator: int, path: str) -> None:
+        obelisk.create(path, obelisk.identity_for(chosen, coordinator), hosttime.first_record(clock))
+
+    manifest.ensure(host.state_dir, [0], create, may_be_new=True)
+    host_page, _ = hosttime.start(chosen, clock)
     page = stats.Page(host.runtime_dir, 1, [0], 0o600, os.getgid())
     try:
         page.header.first_live = 0
@@ -52,11 +56,13 @@ def main(directory: Path) -> int:
                 own_fd=listening(host.coordinator_socket_path(0)),
                 control_fd=control.detach(),
                 stats_address=page.address,
+                host_page_address=host_page.address,
                 settings=chosen,
             )
         )
     finally:
         page.remove()
+        host_page.close(host.state_dir, remove=True)
 
 
 if __name__ == "__main__":

@@ -62,7 +62,7 @@ static void configure(void) {
     worker.config.reserve_ahead = 500;
     worker.config.counters_max = 1000000;
     worker.config.stall_ms_max = 1000000000;
-    worker.monotonic_ns = UINT64_C(5000000000);
+    worker.mint.monotonic_ns = UINT64_C(5000000000);
     worker.slot = &slot;
     worker.sync_events.fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     for (size_t i = 0; i < sizeof connections / sizeof connections[0]; i++) {
@@ -74,7 +74,7 @@ static void configure(void) {
 static void take_in_hand(void) {
     if (worker.dense != NULL) {
         worker.dense->committer.on_failure = note_failure; /* before the next batch, whose mutex publishes it */
-        worker.dense->noted_ns = worker.monotonic_ns;
+        worker.dense->noted_ns = worker.mint.monotonic_ns;
     }
 }
 
@@ -301,8 +301,8 @@ static void take_answers(void (*act)(struct ph_worker *worker)) {
 }
 
 static void round_of_loop(void) {
-    worker.monotonic_ns += 1000000;
-    worker.dense->noted_ns = worker.monotonic_ns;
+    worker.mint.monotonic_ns += 1000000;
+    worker.dense->noted_ns = worker.mint.monotonic_ns;
     take_answers(ph_dense_round);
     if (known_id == 0 || below(8) == 0) {
         tell_obelisk();
@@ -701,7 +701,7 @@ static void test_a_retry_after_a_stall(void) {
     hand_over_and_hold();
     CHECK_EQ_U64(ask(CLIENTS, &name, 3, 77, 1).now, 0);
     worker.config.stall_ms_max = 1000;
-    worker.monotonic_ns += UINT64_C(2000000000);
+    worker.mint.monotonic_ns += UINT64_C(2000000000);
     round_of_loop();
     CHECK_EQ_U64(worker.dense->count, 0); /* both have been told */
     CHECK_EQ_U64(ask(CLIENTS, &name, 3, 77, 1).error, PH_ERR_CEILING_STALLED);

@@ -42,7 +42,12 @@ static int fail_write, short_write, fail_sync, crash_in_sync, calls;
 
 static const struct ph_identity identity = {
     .coordinator = 7, .modulus = 16, .layout = {41, 10, 13, UINT64_C(1735689600000)}, .cluster_id = {1}};
-static const struct ph_clock_sample sample = {.virtual_ns = 1, .realtime_ns = 2, .boottime_ns = 3, .boot_id = {4}};
+static const struct ph_clock_sample sample = {.host_ns = 1, .realtime_ns = 2, .boottime_ns = 3, .boot_id = {4}};
+static const struct ph_record first_record = {
+    .ceiling = 100,
+    .clean = 1,
+    .start_id = 9,
+    .sample = {.host_ns = 5, .realtime_ns = 6, .boottime_ns = 7, .boot_id = {8}}};
 
 static uint64_t random_below(uint64_t bound) {
     random_state ^= random_state << 13;
@@ -149,7 +154,7 @@ static void make_fresh(void) {
     struct ph_fault fault;
     all_goes_well();
     memset(dirty, 0, sizeof dirty);
-    REQUIRE(ph_obelisk_create(path, &identity, 100, &fault) == 0);
+    REQUIRE(ph_obelisk_create(path, &identity, &first_record, &fault) == 0);
     read_file(path, medium);
     struct ph_obelisk obelisk = open_it(PH_OBELISK_OWN);
     REQUIRE(ph_obelisk_write(&obelisk, 200, &sample, 0, &fault) == 0);
@@ -172,12 +177,36 @@ static void test_what_was_written_is_found(void) {
     CHECK_EQ_U64(obelisk.newest.slot, 0);
     CHECK_EQ_U64(obelisk.newest.ceiling, 300);
     CHECK_EQ_U64(obelisk.newest.clean, 0);
-    CHECK_EQ_U64(obelisk.newest.sample.virtual_ns, 1);
+    CHECK_EQ_U64(obelisk.newest.sample.host_ns, 1);
     CHECK_EQ_U64(obelisk.newest.sample.realtime_ns, 2);
     CHECK_EQ_U64(obelisk.newest.sample.boottime_ns, 3);
     CHECK(memcmp(obelisk.newest.sample.boot_id, sample.boot_id, 16) == 0);
     CHECK_EQ_U64(ph_obelisk_check(&obelisk, &identity, &fault), 0);
     ph_obelisk_close(&obelisk);
+}
+
+/* A repair's word, and the host start that each worker of it names: by these two a start believes the page. */
+static void test_records_name_the_start_that_wrote_them(void) {
+    struct ph_fault fault;
+    REQUIRE(ph_obelisk_create(path, &identity, &first_record, &fault) == 0);
+    struct ph_obelisk obelisk = open_it(PH_OBELISK_OWN);
+    CHECK_EQ_U64(obelisk.newest.number, 1);
+    CHECK_EQ_U64(obelisk.newest.ceiling, 100);
+    CHECK_EQ_U64(obelisk.newest.clean, 1);
+    CHECK_EQ_U64(obelisk.newest.start_id, 9);
+    CHECK_EQ_U64(obelisk.newest.sample.host_ns, 5);
+    CHECK(memcmp(&obelisk.newest.sample, &first_record.sample, sizeof first_record.sample) == 0);
+    REQUIRE(ph_obelisk_write(&obelisk, 200, &sample, 0, &fault) == 0);
+    obelisk.start_id = UINT64_MAX;
+    REQUIRE(ph_obelisk_write(&obelisk, 300, &sample, 0, &fault) == 0);
+    ph_obelisk_close(&obelisk);
+    uint8_t file[PH_OBELISK_BYTES];
+    struct ph_record record;
+    read_file(path, file);
+    ph_obelisk_decode_record(file, 1, &identity, obelisk.file_id, &record);
+    CHECK(record.valid && record.start_id == 9);
+    ph_obelisk_decode_record(file, 0, &identity, obelisk.file_id, &record);
+    CHECK(record.valid && record.start_id == UINT64_MAX);
 }
 
 /* Record 4 is being written over record 2 when the power goes: the sector is a mixture of both. */
@@ -303,7 +332,7 @@ static void test_foreign_records(void) {
     uint8_t file[PH_OBELISK_BYTES];
     uint8_t foreign[PH_OBELISK_BYTES];
     other.coordinator = 8;
-    REQUIRE(ph_obelisk_create(other_path, &other, 100, &fault) == 0);
+    REQUIRE(ph_obelisk_create(other_path, &other, &first_record, &fault) == 0);
     read_file(other_path, foreign);
     memcpy(file, medium, sizeof file);
     memcpy(file + slot_at(0), foreign + slot_at(0), PH_OBELISK_PAGE);
@@ -471,7 +500,7 @@ static void test_a_path_that_changes_is_noticed(void) {
     CHECK_EQ_U64(ph_obelisk_check_path(&obelisk, &fault), 0);
     REQUIRE(rename(path, other_path) == 0);
     CHECK_EQ_U64(ph_obelisk_check_path(&obelisk, &fault), PH_ERR_OBELISK_LOST);
-    REQUIRE(ph_obelisk_create(path, &identity, 100, &fault) == 0);
+    REQUIRE(ph_obelisk_create(path, &identity, &first_record, &fault) == 0);
     CHECK_EQ_U64(ph_obelisk_check_path(&obelisk, &fault), PH_ERR_OBELISK_LOST);
     REQUIRE(rename(other_path, path) == 0);
     CHECK_EQ_U64(ph_obelisk_check_path(&obelisk, &fault), 0);
@@ -526,6 +555,7 @@ int main(int argc, char **argv) {
     random_state = argc > 1 ? strtoull(argv[1], NULL, 10) : (uint64_t)getpid() * UINT64_C(0x9e3779b97f4a7c15) + 1;
     printf("seed %" PRIu64 "\n", random_state);
     RUN(test_what_was_written_is_found);
+    RUN(test_records_name_the_start_that_wrote_them);
     RUN(test_torn_writes);
     RUN(test_bit_flips);
     RUN(test_misdirected_records);

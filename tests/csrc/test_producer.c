@@ -27,6 +27,7 @@
 static const struct ph_layout layout = {41, 10, 13, 1000};
 
 struct rig {
+    uint64_t position;
     struct ph_issuer issuer;
     struct ph_producer producer;
     struct ph_client_segment *client; /* as the client sees it */
@@ -35,7 +36,8 @@ struct rig {
 
 static void rig_open(struct rig *rig) {
     memset(rig, 0, sizeof *rig);
-    rig->issuer = (struct ph_issuer){layout, 3, ph_tick_of_ms(&layout, 100)};
+    rig->position = ph_tick_of_ms(&layout, 100);
+    rig->issuer = (struct ph_issuer){layout, 3, &rig->position};
     REQUIRE(ph_producer_open(&rig->producer, &rig->issuer, AGE_NS) == 0);
     rig->client = mmap(NULL, PH_RING_SEGMENT_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, rig->producer.client_fd, 0);
     REQUIRE(rig->client != MAP_FAILED);
@@ -79,7 +81,8 @@ static void test_segments(void) {
 
 /* F17: too little of anything is an error, not a signal and not a ring in pieces. */
 static void test_no_room_for_segments(void) {
-    struct ph_issuer issuer = {layout, 3, 0};
+    uint64_t position = 0;
+    struct ph_issuer issuer = {layout, 3, &position};
     struct ph_producer producer;
     struct rlimit before;
     struct rlimit none;
@@ -149,7 +152,7 @@ static void check_state(const struct rig *rig, uint64_t cursor_before) {
         uint64_t count = ph_load_relaxed(&slot->count);
         CHECK(count > 0 && count == producer->counts[i % PH_RING_SLOTS]);
         CHECK_EQ_U64(ph_ms_of_tick(&layout, first), ph_ms_of_tick(&layout, first + count - 1));
-        CHECK(first + count <= rig->issuer.next_tick);
+        CHECK(first + count <= rig->position);
         if (i != producer->cursor) {
             const struct ph_grant *before = &producer->grants->slots[(i - 1) % PH_RING_SLOTS];
             CHECK(ph_load_relaxed(&before->first_tick) + ph_load_relaxed(&before->count) <= first);
@@ -193,10 +196,10 @@ static void test_full_ring_gets_no_more(void) {
     for (int grant = 0; grant < PH_RING_SLOTS; grant++) {
         CHECK_EQ_U64(ph_producer_refill(&rig.producer, &rig.supply, 1), 1);
     }
-    uint64_t next_tick = rig.issuer.next_tick;
+    uint64_t next_tick = rig.position;
     CHECK_EQ_U64(ph_producer_refill(&rig.producer, &rig.supply, 1), 0);
     CHECK_EQ_U64(ph_producer_demand(&rig.producer, rig.supply.monotonic_ns), 0);
-    CHECK_EQ_U64(rig.issuer.next_tick, next_tick); /* nothing is taken that finds no place */
+    CHECK_EQ_U64(rig.position, next_tick); /* nothing is taken that finds no place */
     ph_store_relaxed(&rig.client->cursor, 1);
     CHECK(ph_producer_demand(&rig.producer, rig.supply.monotonic_ns) >= 0);
     CHECK_EQ_U64(ph_producer_refill(&rig.producer, &rig.supply, 1), 1);

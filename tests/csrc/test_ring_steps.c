@@ -62,6 +62,7 @@ struct shared {
 };
 
 struct trial {
+    uint64_t position;
     struct ph_issuer issuer;
     struct ph_producer producer;
     pid_t client;
@@ -182,7 +183,7 @@ static void run_out(pid_t pid) {
 /* Worker and other clients after the strike: the ring is in order, and no id of it is handed to anyone else. */
 static void check_worker(struct trial *trial) {
     CHECK(ph_producer_demand(&trial->producer, monotonic_ns()) >= 0);
-    uint64_t granted_end = trial->issuer.next_tick;
+    uint64_t granted_end = trial->position;
     struct ph_producer other;
     REQUIRE(ph_producer_open(&other, &trial->issuer, AGE_NS) == 0);
     publish(&other, &trial->issuer, 4);
@@ -200,7 +201,7 @@ static void check_worker(struct trial *trial) {
 
 static void new_trial(struct trial *trial) {
     virtual_ms++;
-    *trial = (struct trial){.issuer = {.layout = {41, 10, 13, 0}, .coordinator = 5}};
+    *trial = (struct trial){.issuer = {{41, 10, 13, 0}, 5, &trial->position}};
 }
 
 /* The page as a forked child finds it; what is beyond these bytes of it is not in use. */

@@ -29,6 +29,7 @@ static int failure_code;
 static const struct ph_identity identity = {
     .coordinator = 3, .modulus = 4, .layout = {41, 10, 13, UINT64_C(1735689600000)}};
 static const struct ph_clock_sample sample;
+static const struct ph_record first_record = {.ceiling = 100};
 
 static ssize_t disk_write(int fd, const void *data, size_t length, off_t offset) {
     uint64_t ceiling;
@@ -71,7 +72,7 @@ static void set_up(struct rig *rig) {
     sem_init(&sync_entered, 0, 0);
     sem_init(&sync_may_return, 0, 0);
     sem_init(&failed, 0, 0);
-    REQUIRE(ph_obelisk_create(path, &identity, 100, &fault) == 0);
+    REQUIRE(ph_obelisk_create(path, &identity, &first_record, &fault) == 0);
     REQUIRE(ph_obelisk_open(&rig->obelisk, path, PH_OBELISK_OWN, &fault) == 0);
     rig->obelisk.io = (struct ph_obelisk_io){disk_write, disk_sync};
     rig->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
@@ -205,7 +206,7 @@ static void test_a_failure_ends_the_process(void) {
         struct rig rig;
         int quiet = open("/dev/null", O_WRONLY | O_CLOEXEC);
         dup2(quiet, STDERR_FILENO);
-        REQUIRE(ph_obelisk_create(path, &identity, 100, &(struct ph_fault){0}) == 0);
+        REQUIRE(ph_obelisk_create(path, &identity, &first_record, &(struct ph_fault){0}) == 0);
         REQUIRE(ph_obelisk_open(&rig.obelisk, path, PH_OBELISK_OWN, &(struct ph_fault){0}) == 0);
         rig.obelisk.io = (struct ph_obelisk_io){disk_write, disk_sync};
         REQUIRE(ph_syncer_start(&rig.syncer, &rig.obelisk, eventfd(0, EFD_CLOEXEC)) == 0);

@@ -29,13 +29,15 @@ from libpharaoh.errors import (
     ObeliskMissingError,
     ObeliskTooNewError,
     ObeliskTruncatedError,
+    RepairUnsureError,
     RuntimeDirError,
     SocketPathError,
     SocketTakenError,
     StartError,
+    StateDirEmptyError,
     StateDirError,
 )
-from pharaohd import manifest, obelisk
+from pharaohd import manifest, obelisk, repair
 from tests.support.daemon import ROOT, Daemon, Settings, check_refused, short_directory
 from tests.support.loopfs import MISSING, loop_fs
 
@@ -43,7 +45,8 @@ PAGE = 4096
 SECTOR = 512
 NOBODY = 65534
 BUMP = ("obelisk", "bump", "1", "--create")
-ADOPT = ("obelisk", "adopt", "0", "1", "--bump")
+ADOPT = ("obelisk", "adopt", "0", "1")
+ADOPT_ALL = ("obelisk", "adopt", "--all")
 
 
 @dataclass(frozen=True)
@@ -127,7 +130,7 @@ def come_from_another_host(daemon: Daemon) -> None:
     assert report.identity is not None
     assert report.newest is not None
     foreign = replace(report.identity, host_id=b"another host's!!")
-    obelisk.create(str(daemon.obelisk(1)), foreign, report.newest.ceiling)
+    obelisk.create(str(daemon.obelisk(1)), foreign, repair.raw_record(report.newest))
 
 
 def become_newer(daemon: Daemon) -> None:
@@ -155,6 +158,18 @@ def renew_manifest(daemon: Daemon) -> None:
     path.write_text(path.read_text().replace('"format": 1', '"format": 2'))
 
 
+def mend(daemon: Daemon, remedy: tuple[str, ...]) -> None:
+    """Carries a remedy out; without the operator's answer it changes nothing."""
+    command = (*remedy, "--config", str(daemon.config))
+    before = daemon.obelisk(0).read_bytes()
+    asked = daemon.ctl(*command)
+    assert asked.returncode == RepairUnsureError.exit_status, asked.stderr
+    assert "--clock-ok says" in asked.stderr
+    assert daemon.obelisk(0).read_bytes() == before
+    done = daemon.ctl(*command, "--clock-ok")
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize(
     ("harm", "error", "remedy"),
     [
@@ -168,8 +183,8 @@ def renew_manifest(daemon: Daemon) -> None:
         (come_from_another_host, ObeliskForeignError, ADOPT),
         (become_newer, ObeliskTooNewError, None),
         (become_a_directory, StateDirError, None),
-        (damage_manifest, ManifestError, ("obelisk", "adopt", "--all")),
-        (lose_manifest, ManifestError, ("obelisk", "adopt", "--all")),
+        (damage_manifest, ManifestError, ADOPT_ALL),
+        (lose_manifest, ManifestError, ADOPT_ALL),
         (renew_manifest, ObeliskTooNewError, None),
     ],
 )
@@ -188,8 +203,7 @@ def test_a_bad_file(
     if remedy is None:
         return
     assert " ".join(remedy[:2]) in error.hint
-    done = daemon.ctl(*remedy, "--config", str(daemon.config))
-    assert done.returncode == 0, done.stderr
+    mend(daemon, remedy)
     with daemon:
         for coordinator, id in draw(daemon).items():
             assert id > used.last_ids[coordinator]
@@ -215,11 +229,58 @@ def test_settings_that_do_not_fit(
     if remedy is None:
         daemon.configure({})
     else:
-        done = daemon.ctl(*remedy, "--config", str(daemon.config))
-        assert done.returncode == 0, done.stderr
+        mend(daemon, remedy)
     with daemon:
         for coordinator, id in draw(daemon).items():
             assert id > used.last_ids[coordinator]
+
+
+@pytest.mark.parametrize("there", [False, True], ids=["missing", "empty"])
+def test_a_state_directory_without_a_manifest(directory: Path, there: bool) -> None:
+    """It may be a volume that is not mounted. Refused, and nothing is made in it, until the operator says --init."""
+    daemon = Daemon(directory)
+    daemon.may_init = False
+    if there:
+        daemon.state_dir.mkdir()
+    check_refused(daemon, StateDirEmptyError)
+    assert daemon.state_dir.exists() == there
+    assert not there or list(daemon.state_dir.iterdir()) == []
+    assert "is made, with 2 coordinators" in daemon.init().stdout
+    made = {path.name: path.read_bytes() for path in daemon.state_dir.rglob("*") if path.is_file()}
+    assert {"manifest.json", "0000.obelisk", "0001.obelisk"} == made.keys()
+    with daemon:
+        last_ids = draw(daemon)
+        assert daemon.stop() == 0
+    assert "has been made before" in daemon.init().stdout
+    with daemon:
+        for coordinator, id in draw(daemon).items():
+            assert id > last_ids[coordinator]
+
+
+def test_a_volume_that_is_not_mounted(directory: Path, used: Used) -> None:
+    """Its ids would be issued anew; mounted again they go on."""
+    daemon = Daemon(directory)
+    used.copy_to(daemon)
+    elsewhere = directory / "elsewhere"
+    daemon.state_dir.rename(elsewhere)
+    daemon.state_dir.mkdir()
+    check_refused(daemon, StateDirEmptyError)
+    daemon.state_dir.rmdir()
+    elsewhere.rename(daemon.state_dir)
+    with daemon:
+        for coordinator, id in draw(daemon).items():
+            assert id > used.last_ids[coordinator]
+
+
+def test_a_lost_file_that_is_not_owned(directory: Path, used: Used) -> None:
+    """Its evidence is missing all the same: what it says of the host's time counts for its siblings."""
+    daemon = Daemon(directory, settings={"host": {"owns": "0"}})
+    used.copy_to(daemon)
+    lose(daemon)
+    check_refused(daemon, ObeliskMissingError)
+    mend(daemon, BUMP)
+    with daemon:
+        assert [worker.coordinator for worker in daemon.workers()] == [0]
 
 
 @pytest.mark.root
@@ -234,6 +295,7 @@ def test_a_directory_that_may_not_be_written(directory: Path, which: str, error:
     for name in ("state", "run"):
         (directory / name).mkdir()
         os.chown(directory / name, NOBODY, NOBODY)
+    assert daemon.init().returncode == 0
     os.chown(directory / which, 0, 0)
     check_refused(daemon, error)
     os.chown(directory / which, NOBODY, NOBODY)
@@ -310,8 +372,10 @@ def test_a_disk_that_is_full_when_the_state_is_made(directory: Path) -> None:
         with contextlib.suppress(OSError), open(filler, "wb", buffering=0) as file:
             while file.write(bytes(PAGE)):
                 pass
-        check_refused(daemon, StateDirError)
+        refused = daemon.init()
+        assert (refused.returncode, StateDirError.hint in refused.stderr) == (StateDirError.exit_status, True)
         filler.unlink()
+        assert daemon.init().returncode == 0
         with daemon:
             assert draw(daemon)
             assert daemon.stop() == 0

@@ -132,6 +132,7 @@ def test_a_cut_at_each_step_of_the_first_counting(directory: Path, file_system: 
         file_system.unmount()
         file_system.make()
         file_system.mount()
+        daemon.may_init = True
         daemon.prefix = shim.prefix(file_system, cut_at)
         try:
             answered = count_until_cut(daemon, shim)

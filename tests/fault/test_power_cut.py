@@ -1,7 +1,8 @@
 """Power cuts (injection A) on a real ext4 under a real daemon: F1, F2, F3.
 
 After each cut: C, every id that any client received lies below the ceiling found on the medium, and everything that
-is issued afterwards lies at or above it; U over all cuts together.
+is issued afterwards lies at or above it; U over all cuts together. The page in memory goes with the power; where only
+the disk's power went, it stays, and what is issued afterwards goes on after the last id.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import contextlib
 import random
 import struct
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,11 +19,11 @@ from pathlib import Path
 import pytest
 
 import libpharaoh
-from libpharaoh.errors import StartError, by_code
+from libpharaoh.errors import StateDirEmptyError
 from libpharaoh.scarab import Layout
 from pharaohd import obelisk
 from tests.support import ledger
-from tests.support.daemon import Daemon, Settings, wait_until
+from tests.support.daemon import ROOT, SERVING, Daemon, Settings, wait_until
 from tests.support.drawer import Drawer
 from tests.support.loopfs import MISSING, LoopFs, Shim, loop_fs
 
@@ -53,7 +56,7 @@ def new_daemon(directory: Path, file_system: LoopFs, prefix: tuple[str, ...] = (
 def set_back(directory: Path, seconds: int) -> None:
     """The wall clock of a daemon in `directory`: what is unique then is so by the ceilings alone (F18)."""
     with open(directory / "offsets", "r+b" if (directory / "offsets").exists() else "wb") as file:
-        file.write(struct.pack("<q", -seconds * 1_000_000_000) * COORDINATORS)
+        file.write(struct.pack("<q", -seconds * 1_000_000_000))
 
 
 def start_drawers(daemon: Daemon, directory: Path) -> list[Drawer]:
@@ -78,30 +81,38 @@ def check_below(runs: list[list[ledger.Run]], ceilings: dict[int, int]) -> None:
         assert tick < ceilings[coordinator], f"coordinator {coordinator} issued {tick}, at or above its ceiling"
 
 
-def check_above(daemon: Daemon, runs: list[list[ledger.Run]], since_ns: int, ceilings: dict[int, int]) -> None:
-    """What was asked for after the cut, by anybody, lies at or above the ceilings found."""
-    for coordinator, ceiling in ceilings.items():
+def check_above(daemon: Daemon, runs: list[list[ledger.Run]], since_ns: int, bounds: dict[int, int]) -> None:
+    """What was asked for after the cut, by anybody, lies at or above these ticks."""
+    for coordinator, bound in bounds.items():
         with libpharaoh.connect(daemon.runtime_dir / "coordinators" / f"{coordinator:04d}.sock", rings=False) as client:
             [first] = client.next_ids(1)
         assert first >> LAYOUT.sequence_bits & 1023 == coordinator
-        assert ledger.tick_of(first, LAYOUT) >= ceiling
+        assert ledger.tick_of(first, LAYOUT) >= bound
     later = [run for client_runs in runs for run in client_runs if run.called_ns > since_ns]
     assert later
     for run in later:
         for coordinator, first, _ in ledger.pieces(run, LAYOUT):
-            assert first >= ceilings[coordinator]
+            assert first >= bounds[coordinator]
 
 
-def cut_and_check(daemon: Daemon, file_system: LoopFs, drawers: list[Drawer], seen: list[int], pause_s: float) -> None:
+def cut_and_check(
+    daemon: Daemon, file_system: LoopFs, drawers: list[Drawer], seen: list[int], pause_s: float, memory_too: bool
+) -> None:
     """One cut. seen: how many rows of each ledger are known to be below a ceiling; brought up to date."""
+    page = daemon.host_page()
     file_system.cut()
     time.sleep(pause_s)  # what clients still get now counts as well
     daemon.kill()
     killed_ns = time.monotonic_ns()
+    if memory_too:
+        page.unlink()
     file_system.remount()
-    ceilings = ceilings_on_medium(daemon)
+    bounds = ceilings = ceilings_on_medium(daemon)
     # A ledger's last row may have grown since it was looked at.
-    check_below([drawer.runs(max(0, rows - 1)) for drawer, rows in zip(drawers, seen, strict=True)], ceilings)
+    new_runs = [drawer.runs(max(0, rows - 1)) for drawer, rows in zip(drawers, seen, strict=True)]
+    check_below(new_runs, ceilings)
+    if not memory_too:
+        bounds = {coordinator: tick + 1 for coordinator, tick in ledger.highest_ticks(new_runs, LAYOUT).items()}
     seen[:] = [drawer.rows() for drawer in drawers]
     daemon.start()
     for drawer, rows in zip(drawers, seen, strict=True):
@@ -110,7 +121,7 @@ def cut_and_check(daemon: Daemon, file_system: LoopFs, drawers: list[Drawer], se
     for drawer, rows in zip(drawers, seen, strict=True):
         if drawer.timed:
             wait_until(lambda one=drawer, had=rows: one.runs(had)[-1].called_ns > killed_ns, "each client asked anew")  # type: ignore[misc]
-    check_above(daemon, [drawer.runs(rows) for drawer, rows in zip(drawers, seen, strict=True)], killed_ns, ceilings)
+    check_above(daemon, [drawer.runs(rows) for drawer, rows in zip(drawers, seen, strict=True)], killed_ns, bounds)
 
 
 def test_no_id_survives_a_cut_above_its_ceiling(
@@ -129,7 +140,8 @@ def test_no_id_survives_a_cut_above_its_ceiling(
         for number in range(rounds):
             time.sleep(rng.uniform(0, 0.3))
             set_back(directory, 10 * number)
-            cut_and_check(daemon, file_system, drawers, seen, rng.choice((0, 0, rng.uniform(0, 0.1))))
+            pause_s = rng.choice((0, 0, rng.uniform(0, 0.1)))
+            cut_and_check(daemon, file_system, drawers, seen, pause_s, memory_too=rng.random() < 0.7)
     finally:
         daemon.kill()
         for drawer in drawers:
@@ -173,12 +185,17 @@ def shim(tmp_path_factory: pytest.TempPathFactory) -> Shim:
     return Shim(tmp_path_factory.mktemp("shim"))
 
 
-def run_until_cut(daemon: Daemon, shim: Shim) -> list[int]:
-    """A first start that meets its cut; the ids that a client got from it, if any."""
+def run_until_cut(daemon: Daemon, shim: Shim) -> tuple[list[int], Path | None]:
+    """`--init` and a first start that meet their cut; the ids that a client got, and the page in memory, if any."""
 
     def met() -> bool:
         return shim.has_cut() or not daemon.alive()
 
+    made = daemon.init()
+    if shim.has_cut():
+        return [], None
+    assert made.returncode == 0, made.stderr
+    page = daemon.host_page()
     daemon.spawn()
     received: list[int] = []
     while not met():
@@ -186,7 +203,7 @@ def run_until_cut(daemon: Daemon, shim: Shim) -> list[int]:
             while not met():
                 received += client.next_ids(10)
     daemon.kill()
-    return received
+    return received, page
 
 
 def ticks_of(ids: list[int]) -> dict[int, int]:
@@ -196,11 +213,14 @@ def ticks_of(ids: list[int]) -> dict[int, int]:
 def test_a_cut_at_each_step_of_the_first_start(directory: Path, file_system: LoopFs, shim: Shim) -> None:
     """F3, F1: before each write, sync and rename from the empty directory to the first renewals, the power goes.
 
-    Whatever stands then, the next start serves, above all that was issued.
+    Whatever stands then, the next start serves, above all that was issued; after `--init`, where that had not come to
+    its manifest.
     """
     daemon = new_daemon(directory, file_system, shim.prefix(file_system, 0))
+    assert daemon.init().returncode == 0
     with daemon:
         steps = shim.steps()
+    daemon.host_page().unlink()
     assert steps > 20, "the steps of a first start are not seen"
     served = 0
     for cut_at in range(1, steps + 8):
@@ -209,18 +229,23 @@ def test_a_cut_at_each_step_of_the_first_start(directory: Path, file_system: Loo
         file_system.mount()
         daemon.prefix = shim.prefix(file_system, cut_at)
         try:
-            received = run_until_cut(daemon, shim)
+            received, page = run_until_cut(daemon, shim)
+            if page is not None:
+                page.unlink(missing_ok=True)
             file_system.remount()
             if received:
                 for coordinator, tick in ticks_of(received).items():
                     assert tick < ceilings_on_medium(daemon)[coordinator], f"issued unreserved at step {cut_at}"
                 served += 1
             daemon.prefix = ()
+            assert daemon.init().returncode == 0
             daemon.start()
+            page = daemon.host_page()
             with libpharaoh.connect(daemon.socket) as client:
                 again = list(client.next_ids(10_000))
         finally:
             daemon.kill()
+        page.unlink()
         assert not set(received) & set(again), f"repeated after a cut at step {cut_at}"
         assert len(again) == 10_000
     assert served > 3, "no cut came after the first ids"
@@ -229,31 +254,62 @@ def test_a_cut_at_each_step_of_the_first_start(directory: Path, file_system: Loo
 def test_a_cut_at_a_random_moment_of_the_first_start(
     directory: Path, file_system: LoopFs, rng: random.Random, effort: float
 ) -> None:
-    """F3: as above, but wherever the processes happen to be. It starts again, or says with a known error why not."""
-    statuses = {error.exit_status for error in by_code.values() if issubclass(error, StartError)}
+    """F3: as above, but wherever the processes happen to be. It starts again, or says with a known error why not.
+
+    The only one that there is to be said: nothing had been made yet, and `--init` is repeated.
+    """
     started = 0
-    for _ in range(max(1, round(5 * effort))):
+    for number in range(max(2, round(6 * effort))):
         file_system.unmount()
         file_system.make()
         file_system.mount()
         daemon = new_daemon(directory, file_system)
+        page = None
         try:
-            daemon.spawn()
-            wait_until(lambda one=daemon: one.state_dir.exists() or not one.alive(), "the state directory")  # type: ignore[misc]
-            assert daemon.alive(), daemon.log()
-            time.sleep(rng.uniform(0, 0.05))
-            file_system.cut()
-            daemon.kill()
-            file_system.remount()
-            daemon.spawn()
-            wait_until(lambda one=daemon: one.workers() or not one.alive(), "serving or refusing")  # type: ignore[misc]
-            if daemon.alive():
-                daemon.wait_live()
-                started += 1
+            if number % 2:
+                cut_init(daemon, file_system, rng)
             else:
-                assert daemon.process is not None
-                assert daemon.process.returncode in statuses, daemon.log()
+                assert daemon.init().returncode == 0
+                page = daemon.host_page()
+                cut_start(daemon, file_system, rng)
+                page.unlink(missing_ok=True)
+            file_system.remount()
+            if not served(daemon):
+                assert daemon.wait() == StateDirEmptyError.exit_status, daemon.log()
                 assert "remedy:" in daemon.log()
+                assert number % 2, "what --init had made is lost"
+                assert daemon.init().returncode == 0
+                daemon.start()
+            page = daemon.host_page()
+            started += 1
         finally:
             daemon.kill()
+            if page is not None:
+                page.unlink(missing_ok=True)
     assert started, "it never started again"
+
+
+def served(daemon: Daemon) -> bool:
+    """Starts it; whether it serves, or else has ended."""
+    before = daemon.log().count(SERVING)
+    daemon.spawn()
+    wait_until(lambda: daemon.log().count(SERVING) > before or not daemon.alive(), "serving or refusing")
+    return daemon.alive()
+
+
+def cut_init(daemon: Daemon, file_system: LoopFs, rng: random.Random) -> None:
+    daemon.may_init = False
+    command = [sys.executable, "-m", "pharaohd", "--config", str(daemon.config), "--init"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as making:
+        wait_until(lambda: daemon.state_dir.exists() or making.poll() is not None, "the state directory")
+        time.sleep(rng.uniform(0, 0.03))
+        file_system.cut()
+
+
+def cut_start(daemon: Daemon, file_system: LoopFs, rng: random.Random) -> None:
+    daemon.spawn()
+    wait_until(lambda: Path(daemon.socket).exists() or not daemon.alive(), "its socket")
+    assert daemon.alive(), daemon.log()
+    time.sleep(rng.uniform(0, 0.05))
+    file_system.cut()
+    daemon.kill()

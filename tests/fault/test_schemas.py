@@ -78,6 +78,7 @@ def test_cuts_while_the_first_schemas_are_registered(
         file_system.unmount()
         file_system.make(48)
         file_system.mount()
+        daemon.may_init = True
         daemon.start()
         with registrars(daemon.socket, directory, f"faulty-first-{turn}", 2, subjects=2) as ledgers:
             # In turn: around the first registration, wherever it happens to be, and soon after the first answer.

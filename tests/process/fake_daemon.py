@@ -20,7 +20,7 @@ from pathlib import Path
 from libpharaoh.errors import ObeliskCorruptError, SettingsError, StartError
 from pharaohd import log, router, settings
 from pharaohd._core import ffi
-from pharaohd.cli import report
+from pharaohd.cli import creator, report
 from pharaohd.contract import RouterSpec, WorkerSpec
 from pharaohd.stats import HEADER_BYTES
 from pharaohd.supervisor import Supervisor
@@ -106,10 +106,6 @@ def open_descriptors() -> list[int]:
     return [fd for fd in map(int, os.listdir("/proc/self/fd")) if os.path.lexists(f"/proc/self/fd/{fd}")]
 
 
-def create(coordinator: int, path: str) -> None:
-    Path(path).write_text(f"the Obelisk of {coordinator}")
-
-
 def main() -> int:
     def load() -> settings.Settings:
         return settings.load(CONFIG, DIRECTORY, os.environ)
@@ -121,7 +117,7 @@ def main() -> int:
     try:
         current = load()
         log.configure(current.log.level, current.log.format)
-        Supervisor(current, run, route, create, load).run()
+        Supervisor(current, run, route, creator(current), load, may_be_new=True).run()
     except StartError as error:
         return report(error)
     return 0

@@ -19,9 +19,11 @@ from typing import Any
 import pytest
 
 import libpharaoh
-from libpharaoh.errors import ConnectFailedError
+from libpharaoh.errors import ConnectFailedError, RepairUnsureError
+from pharaohd import obelisk
 from pharaohd.ctl import common, daemon
 from pharaohd.stats import Reader, WorkerState
+from tests.support.daemon import remove_host_page
 
 WATCHDOG_S = 20.0
 HOUR_NS = 3_600_000_000_000
@@ -51,6 +53,7 @@ class Daemon:
     def remove(self) -> None:
         if self._process is not None and self._process.poll() is None:
             self.stop()
+        remove_host_page(self.directory / "d" / "state")
         shutil.rmtree(self.directory)
 
     def states(self) -> list[int]:
@@ -158,9 +161,8 @@ def test_a_closed_pipe_is_no_traceback(shared: Daemon) -> None:
 
 
 def test_clock_accept_without_an_alarm_changes_nothing(shared: Daemon) -> None:
-    assert [row["coordinator"] for row in shared.ctl_json("clock", "accept")] == [0, 1]
-    assert [row["coordinator"] for row in shared.ctl_json("clock", "accept", "1")] == [1]
-    assert shared.ctl("clock", "accept", "2").returncode == 1
+    assert shared.ctl_json("clock", "accept") == {"moved_ms": 0}
+    assert shared.ctl("clock", "accept", "1").returncode == 2  # the host has one time
 
 
 def test_a_restarted_worker_shows_in_the_table(own: Daemon) -> None:
@@ -173,10 +175,16 @@ def test_a_restarted_worker_shows_in_the_table(own: Daemon) -> None:
     assert after["exit_code"] == 128 + signal.SIGKILL
 
 
-def test_a_worker_that_cannot_serve_is_degraded_and_then_repaired(own: Daemon) -> None:
-    """F2, F3: a damaged Obelisk is refused; the remedy that pharaohctl prints leads back, above every id."""
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_worker_that_cannot_serve_is_degraded_and_then_repaired(own: Daemon, stopped: bool) -> None:
+    """F2, F3: a damaged Obelisk is refused; the remedy that pharaohctl prints leads back, above every id.
+
+    While the daemon serves its page knows how far the lost coordinator came; when it is stopped, the operator is asked.
+    """
     ids = [int(text) for text in own.ctl("next", "-n", "3000").stdout.split()]
-    [pid] = [worker["pid"] for worker in own.ctl_json("workers") if worker["coordinator"] == 1]
+    position, pid = next(
+        (worker["next_tick"], worker["pid"]) for worker in own.ctl_json("workers") if worker["coordinator"] == 1
+    )
     own.obelisk(1).write_bytes(bytes(own.obelisk(1).stat().st_size))
     os.kill(pid, signal.SIGKILL)
     own.wait_until(lambda: WorkerState.FAILED in own.states())
@@ -185,13 +193,23 @@ def test_a_worker_that_cannot_serve_is_degraded_and_then_repaired(own: Daemon) -
     verified = own.ctl("obelisk", "verify", "--config", str(own.config))
     assert verified.returncode == common.EXIT_PROBLEMS
     assert "pharaohctl obelisk bump 1 --create" in verified.stdout + verified.stderr
-    own.stop()
-    repaired = own.ctl("obelisk", "bump", "1", "--create", "--config", str(own.config))
+    bump: tuple[str, ...] = ("obelisk", "bump", "1", "--create", "--config", str(own.config), "-o", "json")
+    if stopped:
+        own.stop()
+        assert own.ctl(*bump).returncode == RepairUnsureError.exit_status
+        bump = (*bump, "--clock-ok")
+    repaired = own.ctl(*bump)
     assert repaired.returncode == 0, repaired.stderr
+    assert json.loads(repaired.stdout)[0]["by"] == ("clock" if stopped else "page")
+    report = obelisk.inspect(own.obelisk(1))
+    assert report.newest is not None
+    assert report.newest.ceiling >= position
+    if not stopped:
+        own.stop()
     assert own.ctl("obelisk", "verify", "--config", str(own.config)).returncode == 0
     own.start()
     assert own.ctl("status").returncode == 0
-    assert int(own.ctl("next").stdout) > max(ids)
+    assert min(int(own.ctl("next").stdout) for _ in range(4)) > max(ids)
 
 
 def test_reload_says_whether_the_daemon_took_the_settings(own: Daemon) -> None:
@@ -208,18 +226,20 @@ def test_reload_says_whether_the_daemon_took_the_settings(own: Daemon) -> None:
 
 
 def test_clock_accept_follows_a_forward_jump(own: Daemon) -> None:
-    """F19: a jump raises an alarm and is not followed; an operator's word ends it."""
-    offsets = own.directory / "offsets"
-    offsets.write_bytes(bytes(16))
+    """F19: a jump raises an alarm and is not followed; an operator's word ends it, for the whole host."""
+    offset = own.directory / "offset"
+    offset.write_bytes(bytes(8))
     own.stop()
-    own.config.write_text(CONFIG + f'[clock]\noffset_file = "{offsets}"\n')
+    own.config.write_text(CONFIG + f'[clock]\noffset_file = "{offset}"\n')
     own.start()
     before = libpharaoh.parse(int(own.ctl("next").stdout)).unix_ms
-    offsets.write_bytes(struct.pack("<2q", HOUR_NS, HOUR_NS))
+    offset.write_bytes(struct.pack("<q", HOUR_NS))
     own.wait_until(lambda: own.ctl_json("status")["clock_alarms"] == [0, 1])
-    assert libpharaoh.parse(int(own.ctl("next").stdout)).unix_ms < before + 60_000
-    assert all(row["moved_ms"] > 3_500_000 for row in own.ctl_json("clock", "accept"))
-    assert libpharaoh.parse(int(own.ctl("next").stdout)).unix_ms >= before + 3_500_000
+    for _ in range(4):
+        assert libpharaoh.parse(int(own.ctl("next").stdout)).unix_ms < before + 60_000
+    assert own.ctl_json("clock", "accept")["moved_ms"] > 3_500_000
+    for key in ("a", "b"):  # one of each coordinator
+        assert libpharaoh.parse(int(own.ctl("timestamp", key).stdout)).unix_ms >= before + 3_500_000
     own.wait_until(lambda: own.ctl_json("status")["clock_alarms"] == [])
 
 

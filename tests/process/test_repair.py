@@ -81,7 +81,7 @@ def test_dropping_what_cannot_be_mended(daemon: Daemon, harm: str) -> None:
     assert refused(daemon) == error.exit_status, daemon.log()
     row = verify(daemon)
     assert "obelisk bump 1 --drop-counters" in str(row["remedy"])
-    bump = ("--config", str(daemon.config), "obelisk", "bump", "1")
+    bump = ("--config", str(daemon.config), "obelisk", "bump", "1", "--clock-ok")
     assert daemon.ctl(*bump).returncode == error.exit_status
     dropped = daemon.ctl(*bump, "--drop-counters")
     assert dropped.returncode == 0
@@ -95,6 +95,6 @@ def test_dropping_what_cannot_be_mended(daemon: Daemon, harm: str) -> None:
 
 
 def test_a_bump_keeps_the_counters(daemon: Daemon) -> None:
-    assert daemon.ctl("--config", str(daemon.config), "obelisk", "bump", "1").returncode == 0
+    assert daemon.ctl("--config", str(daemon.config), "obelisk", "bump", "1", "--clock-ok").returncode == 0
     daemon.start()
     assert count(daemon, 1) == [10] * len(NAMES)

@@ -1,6 +1,6 @@
 """Timestamps, transactions, sessions and events: ids of a key, over kills, in order, and beyond what `after` names.
 
-How requests find their coordinator is in test_routing.py; several clocks are in tests/fault/test_skew.py.
+How requests find their coordinator is in test_routing.py; clocks that step are in tests/fault/test_skew.py.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from libpharaoh import Layout, compose
+from libpharaoh import Layout, compose, parse
 from libpharaoh.errors import AfterTooFarError, BadRequestError
 from libpharaoh.scarab import ID_MAX
 from tests.support.arena import Arena
@@ -47,6 +47,23 @@ def test_kinds_over_kills(directory: Path, rng: random.Random, effort: float) ->
     assert total == sum(check_real_time_order(of_coordinator(ledgers, number)) for number in range(3))
 
 
+@pytest.mark.parametrize("kinds", [("one-key", "one-key-socket"), ("strict",)], ids=["a key", "no key"])
+def test_one_order_over_kills(directory: Path, rng: random.Random, effort: float, kinds: tuple[str, ...]) -> None:
+    """M in real time for one key, and for the host without one, whoever asks and whoever issues: the owner of the key
+    is killed and paused, others stand in for it meanwhile, and it comes back (F12, F31, F32).
+    """
+    with (
+        Daemon(directory, coordinators=3) as daemon,
+        drawers(daemon.socket, directory, kinds * (6 // len(kinds))) as clients,
+    ):
+        paths = Arena(daemon, clients).endure(max(1, round(effort)), rng)
+    ledgers = [read(path) for path in paths]
+    total = check_unique(ledgers, at_least=2000)
+    assert check_real_time_order(ledgers) == total
+    issued_by = {coordinator for ledger in ledgers for run in ledger for coordinator, *_ in pieces(run, LAYOUT)}
+    assert len(issued_by) > 1, "nobody stood in"
+
+
 # --- `after`
 
 
@@ -66,28 +83,54 @@ def since_epoch_ms() -> int:
     return time.time_ns() // 1_000_000 - LAYOUT.epoch_ms
 
 
+AT_ONCE = 50  # of one connection; more wait for their turn
+NEAR_MS = 900  # within clock.after_ms_max, and the host may be slow
+
+
 @pytest.mark.parametrize("method", KEYED_METHODS)
 def test_the_answer_exceeds_after(wire: Wire, rng: random.Random, effort: float, method: str) -> None:
-    """Ids of either coordinator, past and of the seconds to come, with every sequence: what comes is greater."""
-    for _ in range(max(1, round(300 * effort))):
-        ms = since_epoch_ms() + rng.randrange(-2000, 2000)
-        low = compose(ms, rng.choice((0, 1, 1023)), rng.choice((0, 8191, rng.randrange(8192))))
-        assert wire.ask(method, rng.choice("abcd"), low) > low
+    """Ids of either coordinator, past and of the second to come, with every sequence: what comes is greater.
+
+    It comes when host time is there, and not before: no answer is ahead of the clock. Nothing behind it is held up,
+    and what others are given meanwhile is at the clock.
+    """
+    for _ in range(max(1, round(6 * effort))):
+        afters = []
+        for _ in range(AT_ONCE):
+            ms = since_epoch_ms() + rng.randrange(-2000, NEAR_MS)
+            afters.append(compose(ms, rng.choice((0, 1, 1023)), rng.choice((0, 8191, rng.randrange(8192)))))
+        far = compose(since_epoch_ms() + NEAR_MS, 1023, 8191)
+        numbers = wire.post(*((method, [rng.choice("abcd"), after]) for after in [*afters, far]))
+        for key in "abcd":
+            assert parse(wire.ask(method, key)).unix_ms <= time.time_ns() // 1_000_000
+        assert not set(numbers) <= set(wire.arrived), "the one that waits longest was answered first"
+        for after, number in zip([*afters, far], numbers, strict=True):
+            [reply] = wire.wait([number])
+            assert reply.error is None
+            assert after < reply.result
+            assert parse(reply.result).unix_ms <= time.time_ns() // 1_000_000
 
 
 @pytest.mark.parametrize("method", KEYED_METHODS)
 @pytest.mark.parametrize("key", ["a", "b"])
 def test_after_beyond_the_bound_moves_nothing(daemon: Daemon, wire: Wire, method: str, key: str) -> None:
-    """F19: AFTER_TOO_FAR for an hour ahead, for the layout's end, and for what another layout's id says here."""
+    """F19: AFTER_TOO_FAR for two seconds ahead, an hour, the layout's end, and what another layout's id says here.
+
+    At once: one that is asked for later and waits for less is answered later.
+    """
     coordinator = zlib.crc32(key.encode()) % 2
     foreign = compose(since_epoch_ms(), layout=Layout.from_text("40-10-14"))
     hour = compose(since_epoch_ms() + 3_600_000)
-    for after in (hour, foreign, ID_MAX, 2**64 - 1, 1 << 63):
+    for after in (compose(since_epoch_ms() + 2000), hour, foreign, ID_MAX, 2**64 - 1, 1 << 63):
         with pytest.raises(AfterTooFarError):
             wire.ask(method, key, after)
         id = wire.ask(method, key)
         assert id < after
-        assert id < compose(since_epoch_ms() + 60_000)
+        assert id < compose(since_epoch_ms() + 1)
+    near, far = (compose(since_epoch_ms() + ms, 1023) for ms in (NEAR_MS // 2, 10_000))
+    waits, refused = wire.post((method, [key, near]), (method, [key, far]))
+    assert isinstance(wire.wait([waits, refused])[1].error, AfterTooFarError)
+    assert wire.arrived[-2:] == [refused, waits]
     past = compose(since_epoch_ms(), layout=Layout.from_text("42-10-12"))
     assert past < wire.ask(method, key, past) < hour
     assert daemon.worker(coordinator).ceiling < tick_of(hour, LAYOUT)

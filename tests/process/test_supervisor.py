@@ -30,7 +30,9 @@ from libpharaoh.errors import (
     SocketTakenError,
     StateDirError,
 )
+from pharaohd import hosttime
 from pharaohd.stats import NO_COORDINATOR, Reader, WorkerState, WorkerStats, page_name, unlink
+from tests.support.daemon import remove_host_page
 
 ROOT = Path(__file__).parents[2]
 WATCHDOG_S = 30.0
@@ -121,9 +123,10 @@ class Daemon:
             self.process.wait(WATCHDOG_S)
 
     def forget(self) -> None:
-        """A killed daemon leaves its page for its successor; here there is none."""
+        """A killed daemon leaves its pages for its successor; here there is none."""
         self.kill()
         unlink(page_name(str(self.directory)))
+        remove_host_page(self.directory / "state")
 
 
 @pytest.fixture
@@ -197,7 +200,10 @@ def test_worker_keeps_only_its_own_descriptors(daemon: Daemon) -> None:
         others = [target for fd, target in held.items() if int(fd) > 2]
         sockets = [target for target in others if target.startswith("socket:")]
         assert len(sockets) == 3  # rpc.sock, its own, its stream
-        assert sorted(set(others) - set(sockets)) == [str(daemon.directory / "coordinators")]  # the workers' lock
+        page = hosttime.page_path(str(daemon.directory / "state"))
+        assert page is not None
+        locks = {page, str(daemon.directory / "coordinators")}  # free when the last worker has gone
+        assert set(others) - set(sockets) == locks
 
 
 def test_killed_worker_is_replaced(daemon: Daemon) -> None:

