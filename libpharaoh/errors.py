@@ -423,10 +423,7 @@ class ObeliskMissingError(StartError):
     name = "OBELISK_MISSING"
     retryable = False
     message = "the Obelisk of a known coordinator is missing"
-    hint = (
-        "restore the file, then `pharaohctl obelisk bump N`; or make it anew with `pharaohctl obelisk bump N "
-        "--create`"
-    )
+    hint = "restore it, then `pharaohctl obelisk bump N`; or make it anew: `pharaohctl obelisk bump N --create`"
     exit_status = 86
 
 
@@ -437,10 +434,7 @@ class ObeliskCorruptError(StartError):
     name = "OBELISK_CORRUPT"
     retryable = False
     message = "the Obelisk holds no valid record"
-    hint = (
-        "restore the file, then `pharaohctl obelisk bump N`; or make it anew with `pharaohctl obelisk bump N "
-        "--create`"
-    )
+    hint = "restore it, then `pharaohctl obelisk bump N`; or make it anew: `pharaohctl obelisk bump N --create`"
     exit_status = 87
 
 
@@ -451,10 +445,7 @@ class ObeliskTruncatedError(StartError):
     name = "OBELISK_TRUNCATED"
     retryable = False
     message = "the Obelisk is shorter than it was made"
-    hint = (
-        "restore the file, then `pharaohctl obelisk bump N`; or make it anew with `pharaohctl obelisk bump N "
-        "--create`"
-    )
+    hint = "restore it, then `pharaohctl obelisk bump N`; or make it anew: `pharaohctl obelisk bump N --create`"
     exit_status = 88
 
 
