@@ -230,7 +230,7 @@ def test_files_are_for_the_daemon_alone(host: Host) -> None:
         (("\udcff", "x"), BadRequestError),
         (("s", "\udcff"), BadRequestError),
         (("s", "x", 5), BadRequestError),
-        (("s", "x", b"json"), BadRequestError),
+        (("s", "x", b"json"), SchemaInvalidError),
         (("x" * 4097, "x"), KeyTooLongError),
         (("ü" * 2049, "x"), KeyTooLongError),
         (("s", "x" * 57_345), SchemaInvalidError),
