@@ -17,7 +17,8 @@ BUGS = [
     for bug in sorted(set(re.findall(r"^#ifn?def (BUG_\w+)", (HERE / f"{model}.pml").read_text(), re.MULTILINE)))
 ]
 
-pytestmark = pytest.mark.skipif(shutil.which("spin") is None, reason="needs spin")
+SECONDS = 550  # the largest search takes 17 by itself, and ten times that beside other work
+pytestmark = [pytest.mark.skipif(shutil.which("spin") is None, reason="needs spin"), pytest.mark.timeout(600)]
 
 
 def errors_found(model: str, directory: Path, *options: str) -> int:
@@ -26,9 +27,9 @@ def errors_found(model: str, directory: Path, *options: str) -> int:
         ["spin", *options, "-a", str(HERE / f"{model}.pml")],
         ["cc", "-O0", "-w", "-DSAFETY", "-DCOLLAPSE", "-o", "pan", "pan.c"],
     ):
-        subprocess.run(command, cwd=directory, check=True, capture_output=True, timeout=100)
+        subprocess.run(command, cwd=directory, check=True, capture_output=True, timeout=SECONDS)
     search = subprocess.run(
-        ["./pan", "-m1000000"], cwd=directory, check=True, capture_output=True, text=True, timeout=100
+        ["./pan", "-m1000000"], cwd=directory, check=True, capture_output=True, text=True, timeout=SECONDS
     )
     assert "max search depth too small" not in search.stdout
     found = re.search(r"errors: (\d+)", search.stdout)
