@@ -2,7 +2,7 @@
 
 class Source:
     last: int
-    """The greatest id that the client has handed out."""
+    """The greatest id of next_id and next_ids; if causal, of all."""
 
     def pop(self) -> int:
         """The next id of the ring, or 0. Needs no lock."""
@@ -13,7 +13,9 @@ class Source:
 class Client:
     def __init__(self, session: Source) -> None: ...
     def next_id(self) -> int:
-        """A unique id, greater than every earlier one of this client; from shared memory when there is a ring.
+        """A unique id, greater than all that next_id and next_ids of this client returned before; from shared memory.
+
+        In a client made by connect(causal=True) it is greater than the ids of its strict calls too.
 
         Raises a retryable error when the daemon does not answer in time; ClientClosedError after close().
 

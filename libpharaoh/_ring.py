@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 RING_VERSION = 1
 STRICT_SLICE_NS = 20_000_000
-"""How long one strict request waits: a killed worker wakes nobody, so the hang-up is looked for after each slice."""
+"""How long one strict request waits: a killed worker wakes nobody, and a stopped one answers nobody."""
 _MADV_WIPEONFORK = 18
 
 
@@ -74,7 +74,7 @@ class Ring:
         lib.ph_ring_wait_locked(self._handle, timeout_ns)
 
     def strict(self, after: int, *, keyless: bool = False) -> int:
-        """An id issued now, greater than `after`, or 0."""
+        """An id issued now, greater than `after`, or 0. Leaves the floor as it is."""
         return lib.ph_ring_strict_locked(self._handle, after, lib.PH_STRICT_KEYLESS if keyless else 0, STRICT_SLICE_NS)
 
     def raise_floor(self, id: int) -> None:

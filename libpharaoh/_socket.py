@@ -29,6 +29,8 @@ from libpharaoh.scarab import Layout
 
 PROTOCOL = 1
 SOCKET_PATH_BYTES_MAX = 107
+SILENT_SECONDS = 1.0
+"""How long a socket on which nobody answered is asked last."""
 _RECEIVE_BYTES = 65536
 _DESCRIPTORS_MAX = 8
 _PASSING = {errno.ECONNREFUSED, errno.ENOENT, errno.EAGAIN, errno.ECONNRESET, errno.EINTR}
@@ -112,11 +114,46 @@ def parse_hello(result: Any) -> Hello:
         raise ProtocolViolationError(f"hello: {type(error).__name__}: {error}") from None
 
 
+class Endpoints:
+    """The sockets of one host's workers: the client's path, and once hello was answered the coordinators' own.
+
+    Threads may share it without a lock.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._own: list[str] = []
+        self._silent_until: dict[str, float] = {}
+
+    def learn(self, hello: Hello) -> None:
+        """Takes in which sockets there are. Each client has an order of its own: one dead worker's are to spread."""
+        paths = [hello.endpoint(number) for number in hello.coordinators]
+        if set(paths) != set(self._own):
+            random.shuffle(paths)
+            self._own = paths
+
+    def to_ask(self) -> list[str]:
+        """Where to connect, in turn: the path first, and whoever was silent within the last second at the end."""
+        return sorted([self.path, *self._own], key=self.silent)
+
+    def silent(self, path: str) -> bool:
+        """Whether nobody answered there within the last second."""
+        return self._silent_until.get(path, 0.0) > time.monotonic()
+
+    def avoid(self, *paths: str) -> None:
+        """Nobody answered there."""
+        until = time.monotonic() + SILENT_SECONDS
+        for path in paths:
+            self._silent_until[path] = until
+
+
 class Connection:
     """One connected socket. Made by `connect`."""
 
     def __init__(self, sock: socket.socket, path: str) -> None:
         self.path = path
+        self.answered_at = time.monotonic()
+        """When the other end was last known to live."""
         self._socket = sock
         self._decoder = ReplyDecoder()
         self._msgid = 0
@@ -128,15 +165,23 @@ class Connection:
         """Connects, with back-off while the daemon is absent or busy. Raises ConnectFailedError."""
         backoff = Backoff(deadline)
         while True:
-            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
             try:
-                sock.settimeout(max(deadline - time.monotonic(), 0.001))
-                sock.connect(path)
-                return cls(sock, path)
+                return cls.attempt(path, deadline)
             except OSError as error:
-                sock.close()
                 if not passing(error) or not backoff.sleep():
                     raise ConnectFailedError(f"{path}: {error.strerror or error}") from None
+
+    @classmethod
+    def attempt(cls, path: str, deadline: float) -> Connection:
+        """Connects at once, or raises OSError."""
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        try:
+            sock.settimeout(max(deadline - time.monotonic(), 0.001))
+            sock.connect(path)
+            return cls(sock, path)
+        except BaseException:
+            sock.close()
+            raise
 
     def hello(self, name: str, deadline: float) -> Hello:
         """Introduces this client. Raises ProtocolViolationError and what `request` raises; then it is closed."""
@@ -211,6 +256,7 @@ class Connection:
                 continue
             if len(replies) > 1 or replies[0].msgid != self._msgid:
                 raise ProtocolViolationError(f"{method} was answered with replies to other requests")
+            self.answered_at = time.monotonic()
             if replies[0].error is not None:
                 raise replies[0].error
             return replies[0].result

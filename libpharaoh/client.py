@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from libpharaoh import _calls, _native
-from libpharaoh._calls import Call, Route, Schema, SchemaVersion, Token, checked_key, lowest
+from libpharaoh._calls import Call, Route, Schema, SchemaVersion, Token, checked_key
 from libpharaoh._ring import id_buffer
 from libpharaoh._session import Session
 from libpharaoh._socket import Hello, checked_path
@@ -30,6 +30,7 @@ def connect(
     timeout: float = 5.0,
     max_age_ms: int | None = None,
     rings: bool = True,
+    causal: bool = False,
 ) -> Client:
     """Connects to the host's daemon.
 
@@ -38,6 +39,11 @@ def connect(
     timeout: seconds that a call may wait in all, reconnecting included.
     max_age_ms: how old (1 to 10000) an id of `next_id` may be when it is handed out; default: the daemon's setting.
     rings: False forgoes shared memory and asks for everything over the socket.
+    causal: True makes one order of all ids of this client. Every id is then greater than every id that a call of any
+        method and any key returned earlier on this client. Without it, ids of `next_id` and `next_ids` rise among
+        themselves, and ids of strict calls (`get_timestamp` and its kin) rise per key, or without a key; between these
+        nothing is promised unless the caller passes `after`. The order costs up to a millisecond for each step from a
+        higher coordinator to a lower one, and what has been prefetched for each strict id.
 
     Raises ConnectFailedError when the daemon cannot be reached within the timeout, InvalidArgumentError.
 
@@ -45,7 +51,7 @@ def connect(
     >>> with libpharaoh.connect() as client:        # doctest: +SKIP
     ...     print(libpharaoh.parse(client.next_id()))
     """
-    session = new_session(path, name, timeout, max_age_ms, rings)
+    session = new_session(path, name, timeout, max_age_ms, rings, causal)
     session.connect()
     return Client(session)
 
@@ -64,6 +70,8 @@ class Client(_native.Client):
 
     def next_ids(self, n: int) -> array.array[int]:
         """`n` (1 to 2**24) unique, increasing ids: an array('Q'), which NumPy and others read as a buffer of uint64.
+
+        They are greater than all that `next_id` and `next_ids` returned before.
 
         The timeout holds for each wait, not for the whole batch. Raises InvalidArgumentError and what next_id raises.
 
@@ -90,7 +98,10 @@ class Client(_native.Client):
         """An id that is issued now: if this call began after another one returned, its id is the greater one.
 
         That holds between all clients of the host for calls without a key, and between all clients of the cluster for
-        calls with the same key. `after` is an id that the answer must exceed, for causal order across keys.
+        calls with the same key, also when another coordinator stands in for the key's own. It does not hold between
+        different keys, nor between these ids and those of `next_id`. For that there is `after`, an id that the answer
+        must exceed; `connect(causal=True)` passes the client's last one with every call. An `after` in the future is
+        waited for; one beyond the daemon's `clock.after_ms_max` is refused.
 
         Raises InvalidArgumentError, KeyTooLongError, AfterTooFarError, WrongCoordinatorError when another host owns
         the key, and retryable errors when no coordinator answers in time.
@@ -263,12 +274,12 @@ class Client(_native.Client):
     def _strict(self, method: str, key: bytes | None, after: int | None) -> int:
         """An id issued now, by the ring of the key's coordinator if that is at hand."""
         session = self._session
-        low = lowest(after, session.last)
+        low = session.after(after)
         ring = session.strict_ring_at_hand(key)
         if ring is not None:
             id = ring.strict(low, keyless=key is None)
             if id:
-                return session.note_elsewhere(id, ring)
+                return session.note_strict(id)
         return session.strict(method, key, low)
 
     def _call(self, call: Call[_T]) -> _T:
@@ -285,7 +296,7 @@ class Client(_native.Client):
 
 
 def new_session(
-    path: str | os.PathLike[str] | None, name: str, timeout: float, max_age_ms: int | None, rings: bool
+    path: str | os.PathLike[str] | None, name: str, timeout: float, max_age_ms: int | None, rings: bool, causal: bool
 ) -> Session:
     """A session, not yet connected. Raises InvalidArgumentError."""
     checked = checked_path(path if path is not None else os.environ.get("PHARAOH_SOCKET") or DEFAULT_SOCKET)
@@ -295,4 +306,4 @@ def new_session(
         raise InvalidArgumentError(f"timeout must be a positive number of seconds, not {timeout!r}")
     if max_age_ms is not None:
         whole_number(max_age_ms, "max_age_ms", 1, MAX_AGE_MS_MAX)
-    return Session(checked, name, timeout, max_age_ms, rings)
+    return Session(checked, name, timeout, max_age_ms, bool(rings), bool(causal))

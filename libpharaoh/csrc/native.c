@@ -15,7 +15,7 @@
 
 #include "ph_ring.h"
 
-/* Base of Session: the prefetching ring, and the greatest id that the client has handed out. */
+/* Base of Session: the prefetching ring, and the greatest id that next_id has returned; of a causal client, any call. */
 struct source {
     PyObject_HEAD struct ph_ring *ring; /* or NULL */
     PyObject *keeper;                   /* whoever holds it owns the ring */
@@ -122,14 +122,16 @@ static PyMethodDef source_methods[] = {
 };
 
 static PyMemberDef source_members[] = {
-    {"last", T_ULONGLONG, offsetof(struct source, last), 0, "The greatest id that the client has handed out."},
+    {"last", T_ULONGLONG, offsetof(struct source, last), 0,
+     "The greatest id of next_id and next_ids; if causal, of all."},
     {NULL, 0, 0, 0, NULL},
 };
 
 static PyMethodDef client_methods[] = {
     {"next_id", client_next_id, METH_NOARGS,
      "next_id($self, /)\n--\n\n"
-     "A unique id, greater than every earlier one of this client; from shared memory when there is a ring.\n\n"
+     "A unique id, greater than all that next_id and next_ids of this client returned before; from shared memory.\n\n"
+     "In a client made by connect(causal=True) it is greater than the ids of its strict calls too.\n\n"
      "Raises a retryable error when the daemon does not answer in time; ClientClosedError after close().\n\n"
      ">>> client.next_id()                        # doctest: +SKIP\n"
      "408559031853465647\n"},

@@ -177,7 +177,10 @@ def test_the_next_live_coordinator_takes_over(directory: Path) -> None:
     """F31, F34: one after the other is lost for good. What any coordinator can serve goes to the next live one, the
     same for all; dense values wait for their own; a client's ids rise all the while.
     """
-    with Daemon(directory, coordinators=COORDINATORS) as daemon, libpharaoh.connect(daemon.socket) as client:
+    with (
+        Daemon(directory, coordinators=COORDINATORS) as daemon,
+        libpharaoh.connect(daemon.socket, causal=True) as client,
+    ):
         ids = [client.create_session(KEY_OF[1][0])]
         live = list(range(COORDINATORS))
         for lost, successor in ((1, 2), (2, 3), (3, 0)):

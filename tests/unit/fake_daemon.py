@@ -104,6 +104,8 @@ class FakeRing:
             if self.revoked:
                 continue
             number = self._client[REQUEST_NUMBER]
+            if self.coordinator in self._daemon.standing_still:
+                continue
             if number != self._answered and self._daemon.rings_answer:
                 self._answer(number)
             if self._head - self._client[0] < 2 and self._daemon.rings_grant:
@@ -112,6 +114,7 @@ class FakeRing:
     def _answer(self, number: int) -> None:
         self._answered = number
         keyless = bool(self._client[REQUEST_FLAGS] & lib.PH_STRICT_KEYLESS)
+        self._daemon.strict_requests.append((self.coordinator, self._client[REQUEST_AFTER], keyless))
         if keyless and self.coordinator != self._daemon.first_live:
             status, value = lib.PH_STRICT_MOVED, self._daemon.first_live
         else:
@@ -152,6 +155,8 @@ class FakeDaemon:
         self.main = self.first_live = owned[0]
         self.memory = Memory(parse_hello(self.hello(self.main)))
         self.rings_answer = self.rings_grant = True
+        self.standing_still: set[int] = set()
+        """Coordinators that take everything and answer nothing, as a worker after SIGSTOP."""
         self.grant_ns = 10_000_000_000
         self.attach_change: dict[str, Any] = {}
         """What an attach reply says otherwise."""
@@ -162,6 +167,8 @@ class FakeDaemon:
         self.behaviours: dict[str, deque[Behaviour]] = defaultdict(deque)
         self.requests: list[tuple[int, str, list[Any]]] = []
         """Coordinator, method, params of everything that was asked."""
+        self.strict_requests: list[tuple[int, int, bool]] = []
+        """Coordinator, after, and whether without a key, of all that came by rings."""
         self.made: list[FakeRing] = []
         self._last_tick: dict[int, int] = defaultdict(int)
         self._lock = threading.Lock()
@@ -249,6 +256,8 @@ class FakeDaemon:
                 unpacker.feed(data)
                 for _, msgid, method, params in unpacker:
                     self.requests.append((coordinator, method, params))
+                    if coordinator in self.standing_still:
+                        continue
                     self._reply(connection, coordinator, msgid, method, params)
         except (OSError, Close):
             pass
