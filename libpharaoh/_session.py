@@ -8,28 +8,30 @@ Invariants
   alone. In a causal client it counts as `next_id`'s do, and `last` is part of each `after`: one order of everything.
 - A request whose repetition does no harm never waits long for one worker while another one may answer: see `retry`.
 - The lock is held for every use of a connection and every change of rings: all methods run under it, except those that
-  say otherwise. The fast paths take no Python lock: they use a ring that was current when they began, which costs at
-  worst a trip through the slow path.
-- A forked child closes what it inherited and never writes to it: see `abandon`.
+  say otherwise. The fast paths take no lock: they use a ring that was current when they began, which costs at worst a
+  trip through the slow path.
+- Between any two bytecodes a signal's handler may raise an exception, or fork. So the lock is taken and given back in C
+  (csrc/native_source.c); every socket, descriptor and mapping belongs to an object that gives it back; and after such an
+  exception, as in a child, the next call begins with `_tidy`, which can itself be interrupted and repeated.
+- A forked child closes what it inherited and never writes to it.
 """
 
 from __future__ import annotations
 
 import os
-import threading
 import time
 import weakref
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from libpharaoh._calls import lowest
 from libpharaoh._native import Source
-from libpharaoh._ring import Ring, fork_mark
+from libpharaoh._ring import STRICT_SLICE_NS, Ring
 from libpharaoh._socket import Backoff, Connection, Endpoints, Hello, passing
 from libpharaoh.errors import (
+    ClientBusyError,
     ClientClosedError,
     ConnectFailedError,
     ConnectionLostError,
@@ -39,9 +41,6 @@ from libpharaoh.errors import (
     TimedOutError,
 )
 from libpharaoh.scarab import ID_MAX, parse
-
-if TYPE_CHECKING:
-    from libpharaoh._core import IdBuffer
 
 RINGS_MAX = 16
 RING_RETRY_SECONDS = 1.0
@@ -69,55 +68,46 @@ class Session(Source):
     """What one `Client` holds. `connect` comes first."""
 
     hello: Hello
-    take: Callable[[IdBuffer, int], int]
-    """Writes up to so many ids of it; returns how many. Needs no lock."""
-    _lock: threading.Lock
-    _connection: Connection | None
-    _ring: Ring | None
-    _first: int
-    """The coordinator to ask without a key, as far as known; -1 when there is none."""
-    _behind: bool
-    """Whether the last id did not come out of the ring, which may not have reached that time yet."""
 
     def __init__(self, path: str, name: str, timeout: float, max_age_ms: int | None, rings: bool, causal: bool) -> None:
-        self.path, self.causal = path, causal
-        self._name, self._timeout, self._max_age_ms, self._rings_wanted = name, timeout, max_age_ms, rings
+        self.path, self.causal, self.timeout = path, causal, timeout
+        self._name, self._max_age_ms, self._rings_wanted = name, max_age_ms, rings
         self.endpoints = Endpoints(path)
-        self.closed = False
-        self._start_anew()
+        self._connection: Connection | None = None
+        self._ring: Ring | None = None
+        self._rings: dict[int, Ring] = {}
+        self._strict_retry_at: dict[int, float] = {}
+        self._ring_retry_at = 0.0
+        self._first = -1
+        """The coordinator to ask without a key, as far as known; -1 when there is none."""
+        self._behind = False
+        """Whether the last id did not come out of the ring, which may not have reached that time yet."""
         _sessions.add(self)
 
     def connect(self) -> None:
         """Connects and attaches. Takes the lock itself; on an error nothing stays open."""
         try:
-            with self.slow_path() as deadline:
-                self.retry(deadline, self._attached)
+            self.slowly(self._attached)
         except BaseException:
             self.close()
             raise
 
     def close(self) -> None:
-        """Gives everything back. Takes the lock itself."""
-        if not self._mark[0]:
-            self.abandon()  # the lock is the parent's, and may be held by a thread that is not in this child
-        with self._lock:
-            self.closed = True
-            self._drop_all()
-
-    @contextmanager
-    def slow_path(self) -> Iterator[float]:
-        """Takes the lock and yields the call's deadline."""
-        deadline = time.monotonic() + self._timeout
-        if not self._mark[0]:
-            self.abandon()
-        if not self._lock.acquire(timeout=self._timeout):
-            raise TimedOutError("another thread's request is still under way")
+        """Gives everything back. Takes the lock itself: a call that has it gives everything back when it ends."""
+        self.closed = True
         try:
-            if self.closed:
-                raise ClientClosedError
-            yield deadline
-        finally:
-            self._lock.release()
+            self.locked(_do_nothing)
+        except (ClientBusyError, TimedOutError):
+            pass
+
+    def slowly(self, attempt: Callable[[Turn], _T]) -> _T:
+        """Takes the lock and tries until the call's time is over."""
+        return self.locked(self._try, attempt)
+
+    def _try(self, attempt: Callable[[Turn], _T]) -> _T:
+        if self.closed:
+            raise ClientClosedError
+        return self.retry(self.deadline, attempt)
 
     def retry(self, deadline: float, attempt: Callable[[Turn], _T]) -> _T:
         """Repeats a request for as long as its error may pass. Every repetition gets new ids; the lost ones burn.
@@ -147,10 +137,9 @@ class Session(Source):
         def attempt(turn: Turn) -> Any:
             if time.monotonic() - self._connected(turn).answered_at > PATIENCE_SECONDS:
                 self.ask("ping", [], turn)
-            return self.ask(method, params, Turn(deadline, self._timeout / 3))
+            return self.ask(method, params, Turn(turn.deadline, self.timeout / 3))
 
-        with self.slow_path() as deadline:
-            return self.retry(deadline, attempt)
+        return self.slowly(attempt)
 
     def ask(self, method: str, params: list[Any], turn: Turn) -> Any:
         """One exchange over the main connection. Who is silent is not asked again soon."""
@@ -184,7 +173,7 @@ class Session(Source):
 
     def _greeted(self, path: str, deadline: float) -> Connection:
         """The main connection over this path. Raises OSError when it cannot be had, and what `hello` raises."""
-        connection = Connection.attempt(path, deadline)
+        connection = Connection.attempt(path, deadline, self.caller)
         try:
             self.hello = connection.hello(self._name, deadline)
         except TimedOutError:
@@ -215,8 +204,7 @@ class Session(Source):
         self._ring = ring
         self._behind = self.last > 0
         ring.raise_floor(self.last)
-        self.draw_from(ring.address, ring)
-        self.take = ring.take
+        self.draw_from(ring)
         return ring
 
     def ring_may_be_had(self) -> bool:
@@ -243,15 +231,14 @@ class Session(Source):
 
     def more_runs(self, count: int) -> list[tuple[int, int]]:
         """As `_runs_once`, with the lock and the retries."""
-        with self.slow_path() as deadline:
-            return self.retry(deadline, lambda turn: self._runs_once(count, turn))
+        return self.slowly(lambda turn: self._runs_once(count, turn))
 
     def _await_grant(self, ring: Ring) -> int:
         """An id from an empty ring, or 0 when none came within about 50 ms."""
         if self._behind:
             # Grants may still be below the last id for a while: this one is issued above it.
             self._behind = False
-            id = ring.strict(self.last)
+            id = ring.strict(self.last, False, STRICT_SLICE_NS)
             if id:
                 ring.raise_floor(id)
                 return id
@@ -270,14 +257,13 @@ class Session(Source):
 
     def strict(self, method: str, key: bytes | None, after: int) -> int:
         """A strict id greater than `after`; `method` names the kind when the socket is asked. Takes the lock itself."""
-        with self.slow_path() as deadline:
-            return self.retry(deadline, lambda turn: self._strict_once(method, key, after, turn))
+        return self.slowly(lambda turn: self._strict_once(method, key, after, turn))
 
     def _strict_once(self, method: str, key: bytes | None, after: int, turn: Turn) -> int:
         """A strict id: by its coordinator's ring, else by the socket, whose worker knows where to forward it."""
         ring = self._strict_ring(key, turn)
         if ring is not None:
-            id = ring.strict(after, keyless=key is None)
+            id = ring.strict(after, key is None, STRICT_SLICE_NS)
             if id:
                 return self.note_strict(id)
         id = self.accept_strict(self.ask(method, [key, after or None], turn), after)
@@ -327,7 +313,7 @@ class Session(Source):
             return None
         soon = min(deadline, now + _ATTACH_SECONDS_MAX)
         try:
-            connection = Connection.connect(path, soon)
+            connection = Connection.attempt(path, soon, self.caller)
             try:
                 ring = Ring.attach(connection, self._name, self._max_age_ms, soon)
                 if ring.coordinator != number:
@@ -335,7 +321,7 @@ class Session(Source):
             except BaseException:
                 connection.close()
                 raise
-        except PharaohError:
+        except (PharaohError, OSError):
             self._strict_retry_at[number] = now + RING_RETRY_SECONDS
             return None
         self._keep(ring)
@@ -381,21 +367,19 @@ class Session(Source):
 
     # --- letting go
 
-    def _start_anew(self) -> None:
-        """The state of a client that has no connection."""
-        self._lock = threading.Lock()
-        self._mark = fork_mark()
-        self._connection = None
-        self._rings: dict[int, Ring] = {}
-        self._strict_retry_at: dict[int, float] = {}
+    def _tidy(self) -> None:
+        """Lets everything go, whatever state it is in. Called in C; whatever interrupts it, it is called again."""
+        self.draw_from(None)
+        if self._connection is not None:
+            self._connection.close()
+        if self._ring is not None:
+            _close(self._ring)
+        for ring in list(self._rings.values()):
+            _close(ring)
+        self._connection = self._ring = None
+        self._rings = {}
+        self._strict_retry_at = {}
         self._ring_retry_at = 0.0
-        self._first = -1
-        self._forget_main_ring()
-
-    def _forget_main_ring(self) -> None:
-        self._ring = None
-        self.draw_from(0, None)
-        self.take = _no_ids
         self._behind = False
 
     def _keep(self, ring: Ring) -> None:
@@ -411,27 +395,20 @@ class Session(Source):
         if ring is self._ring:
             self._drop_main()
         else:
-            ring.connection.close()
+            _close(ring)
 
     def _drop_main(self) -> None:
         """Lets the main connection go, and the ring that hangs on it."""
         ring, connection = self._ring, self._connection
-        self._forget_main_ring()
-        self._connection = None
-        if ring is not None and self._rings.get(ring.coordinator) is ring:
-            del self._rings[ring.coordinator]
+        self.draw_from(None)
+        self._connection = self._ring = None
+        self._behind = False
+        if ring is not None:
+            if self._rings.get(ring.coordinator) is ring:
+                del self._rings[ring.coordinator]
+            _close(ring)
         if connection is not None:
             connection.close()
-
-    def _drop_all(self) -> None:
-        self._drop_main()
-        for ring in list(self._rings.values()):
-            self._forget(ring)
-
-    def abandon(self) -> None:
-        """In a forked child: closes what is the parent's, without a word to the daemon, and starts anew."""
-        self._drop_all()
-        self._start_anew()
 
 
 def passes(error: PharaohError) -> bool:
@@ -467,8 +444,13 @@ def checked_runs(result: object, asked: int) -> list[tuple[int, int]]:
     return runs
 
 
-def _no_ids(_buffer: IdBuffer, _count: int) -> int:
-    return 0
+def _do_nothing() -> None:
+    pass
+
+
+def _close(ring: Ring) -> None:
+    ring.connection.close()
+    ring.close()
 
 
 _sessions: weakref.WeakSet[Session] = weakref.WeakSet()
@@ -476,7 +458,7 @@ _sessions: weakref.WeakSet[Session] = weakref.WeakSet()
 
 def _after_fork_in_child() -> None:
     for session in list(_sessions):
-        session.abandon()
+        session.locked(_do_nothing)  # which begins by letting go of what is the parent's
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)

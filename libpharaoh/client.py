@@ -10,7 +10,8 @@ from typing import Any, Self, TypeVar
 
 from libpharaoh import _calls, _native
 from libpharaoh._calls import Call, Route, Schema, SchemaVersion, Token, checked_key
-from libpharaoh._ring import id_buffer
+from libpharaoh._native import guarded
+from libpharaoh._ring import STRICT_SLICE_NS
 from libpharaoh._session import Session
 from libpharaoh._socket import Hello, checked_path
 from libpharaoh.errors import InvalidArgumentError
@@ -23,6 +24,7 @@ _ONE = array.array("Q", (0,))
 _T = TypeVar("_T")
 
 
+@guarded
 def connect(
     path: str | os.PathLike[str] | None = None,
     *,
@@ -68,6 +70,7 @@ class Client(_native.Client):
     _session: Session
     """Set by the base, as `next_id` is its method."""
 
+    @guarded
     def next_ids(self, n: int) -> array.array[int]:
         """`n` (1 to 2**24) unique, increasing ids: an array('Q'), which NumPy and others read as a buffer of uint64.
 
@@ -81,19 +84,15 @@ class Client(_native.Client):
         """
         whole_number(n, "n", 1, IDS_PER_CALL_MAX)
         ids = _ONE * n  # array("Q", bytes(8 * n)) writes all of it twice
-        filled = 0
-        with id_buffer(ids) as buffer:
-            while True:
-                taken = self._session.take(buffer + filled, n - filled)
-                if taken:
-                    filled += taken
-                    self._session.note(ids[filled - 1])
-                if filled == n:
-                    return ids
-                for first, count in self._session.more_runs(n - filled):
-                    ids[filled : filled + count] = array.array("Q", range(first, first + count))
-                    filled += count
+        filled = self._session.take(ids, 0)
+        while filled < n:
+            for first, count in self._session.more_runs(n - filled):
+                ids[filled : filled + count] = array.array("Q", range(first, first + count))
+                filled += count
+            filled += self._session.take(ids, filled)
+        return ids
 
+    @guarded
     def get_timestamp(self, key: str | bytes | None = None, *, after: int | None = None) -> int:
         """An id that is issued now: if this call began after another one returned, its id is the greater one.
 
@@ -111,6 +110,7 @@ class Client(_native.Client):
         """
         return self._strict("get_timestamp", None if key is None else checked_key(key, self._session.hello), after)
 
+    @guarded
     def begin_transaction(self, key: str | bytes, *, after: int | None = None) -> int:
         """A transaction's id, issued now by the key's coordinator: `get_timestamp` with a key, and its promises.
 
@@ -120,6 +120,7 @@ class Client(_native.Client):
         """
         return self._strict("begin_transaction", checked_key(key, self._session.hello), after)
 
+    @guarded
     def create_session(self, client_id: str | bytes, *, after: int | None = None) -> int:
         """The id of a new session of `client_id`, greater than those of its earlier ones; as `begin_transaction`.
 
@@ -131,6 +132,7 @@ class Client(_native.Client):
         """
         return self._strict("create_session", checked_key(client_id, self._session.hello), after)
 
+    @guarded
     def next_event_id(self, table: str | bytes, *, after: int | None = None) -> int:
         """An id for a change to `table`, greater than those of its earlier changes; as `begin_transaction`.
 
@@ -140,6 +142,7 @@ class Client(_native.Client):
         """
         return self._strict("next_event_id", checked_key(table, self._session.hello), after)
 
+    @guarded
     def join_group(self, group: str | bytes, member: str | bytes, *, token: Token | None = None) -> int:
         """The group's next generation: 1, 2, 3 ... without a gap, up to 2**31 - 1. Durable when it is returned.
 
@@ -152,6 +155,7 @@ class Client(_native.Client):
         """
         return self._call(_calls.join_group(group, member, token, self._session.hello))
 
+    @guarded
     def assign_offset(self, partition: str | bytes, count: int = 1, *, token: Token | None = None) -> int:
         """The first of `count` (1 to 2**31 - 1) offsets of `partition`, from 0, without a gap. Durable when returned.
 
@@ -173,6 +177,7 @@ class Client(_native.Client):
         """
         return self._call(_calls.assign_offset(partition, count, token, self._session.hello))
 
+    @guarded
     def register_schema(self, subject: str | bytes, schema: str | bytes, type: str | None = None) -> int:
         """The id (1 to 2**31 - 1) of this schema of `subject`: the same id for the same schema, so it may be repeated.
 
@@ -189,6 +194,7 @@ class Client(_native.Client):
         """
         return self._call(_calls.register_schema(subject, schema, type, self._session.hello))
 
+    @guarded
     def get_schema(self, id: int) -> Schema:
         """The schema that `register_schema` gave this id. Raises SchemaUnknownError and what register_schema raises.
 
@@ -197,6 +203,7 @@ class Client(_native.Client):
         """
         return self._call(_calls.get_schema(id))
 
+    @guarded
     def list_schemas(self, subject: str | bytes | None = None) -> list[SchemaVersion]:
         """The versions of a subject's schemas, or those of all subjects of this host, by subject and version.
 
@@ -212,6 +219,7 @@ class Client(_native.Client):
             rows += page
         return rows
 
+    @guarded
     def route(self, key: str | bytes) -> Route:
         """Which coordinator serves a key, on which host, and the path of its own socket when it is this one.
 
@@ -220,6 +228,7 @@ class Client(_native.Client):
         """
         return self._call(_calls.route(key, self._session.hello))
 
+    @guarded
     def cluster(self) -> dict[str, Any]:
         """The cluster as the daemon sees it, as in docs/protocol.md.
 
@@ -228,6 +237,7 @@ class Client(_native.Client):
         """
         return self._call(_calls.CLUSTER)
 
+    @guarded
     def ping(self) -> None:
         """Returns when the daemon has answered. Raises what next_id raises.
 
@@ -235,6 +245,7 @@ class Client(_native.Client):
         """
         self._call(_calls.PING)
 
+    @guarded
     def stats(self) -> dict[str, Any]:
         """The daemon's figures, as in docs/protocol.md.
 
@@ -260,6 +271,7 @@ class Client(_native.Client):
         """
         return self._session.hello.layout
 
+    @guarded
     def close(self) -> None:
         """Gives everything back; later calls raise ClientClosedError. May be called again.
 
@@ -277,7 +289,7 @@ class Client(_native.Client):
         low = session.after(after)
         ring = session.strict_ring_at_hand(key)
         if ring is not None:
-            id = ring.strict(low, keyless=key is None)
+            id = ring.strict(low, key is None, STRICT_SLICE_NS)
             if id:
                 return session.note_strict(id)
         return session.strict(method, key, low)

@@ -12,6 +12,7 @@ import ctypes
 import fcntl
 import mmap
 import os
+import re
 import socket
 import threading
 import time
@@ -23,7 +24,6 @@ from typing import Any, Self
 
 import msgpack
 
-from libpharaoh._core import lib
 from libpharaoh._memory import Memory
 from libpharaoh._socket import parse_hello
 from libpharaoh.errors import PharaohError
@@ -34,6 +34,21 @@ FUTEX_WAKE = 1
 F_ADD_SEALS, F_SEAL_SHRINK = 1033, 2
 GRANT_IDS = 100
 LIBC = ctypes.CDLL(None)
+
+_LAYOUT = (Path(__file__).parents[2] / "libpharaoh/csrc/ph_ring_layout.h").read_text()
+
+
+def constant(name: str) -> int:
+    """What the header says."""
+    found = re.search(rf"\b{name}(?: = | UINT64_C\(| )(0x[0-9a-f]+|\d+)", _LAYOUT)
+    assert found is not None, name
+    return int(found[1], 0)
+
+
+RING_MAGIC, RING_SLOTS = constant("PH_RING_MAGIC"), constant("PH_RING_SLOTS")
+RING_SEGMENT_BYTES, RING_CLOSED = constant("PH_RING_SEGMENT_BYTES"), constant("PH_RING_CLOSED")
+STRICT_OK, STRICT_MOVED = constant("PH_STRICT_OK"), constant("PH_STRICT_MOVED")
+STRICT_KEYLESS = constant("PH_STRICT_KEYLESS")
 
 # Words of struct ph_grants_segment and struct ph_client_segment.
 MAGIC, SLOT_COUNT, COORDINATOR, MS_BITS, COORDINATOR_BITS, SEQUENCE_BITS, EPOCH, STATE = range(8)
@@ -68,13 +83,13 @@ class FakeRing:
         self.dead = self.revoked = False
         layout = DEFAULT_LAYOUT
         for word, value in (
-            (SLOT_COUNT, lib.PH_RING_SLOTS),
+            (SLOT_COUNT, RING_SLOTS),
             (COORDINATOR, coordinator),
             (MS_BITS, layout.ms_bits),
             (COORDINATOR_BITS, layout.coordinator_bits),
             (SEQUENCE_BITS, layout.sequence_bits),
             (EPOCH, layout.epoch_ms),
-            (MAGIC, lib.PH_RING_MAGIC),
+            (MAGIC, RING_MAGIC),
         ):
             self._words[word] = value
         self._thread = threading.Thread(target=self._serve, daemon=True)
@@ -95,7 +110,7 @@ class FakeRing:
     def revoke(self) -> None:
         """As a worker that stops: it closes the ring and fills it no more."""
         self.revoked = True
-        self._words[STATE] = lib.PH_RING_CLOSED
+        self._words[STATE] = RING_CLOSED
         self._wake(HEAD)
         self._wake(ANSWER_NUMBER)
 
@@ -113,12 +128,12 @@ class FakeRing:
 
     def _answer(self, number: int) -> None:
         self._answered = number
-        keyless = bool(self._client[REQUEST_FLAGS] & lib.PH_STRICT_KEYLESS)
+        keyless = bool(self._client[REQUEST_FLAGS] & STRICT_KEYLESS)
         self._daemon.strict_requests.append((self.coordinator, self._client[REQUEST_AFTER], keyless))
         if keyless and self.coordinator != self._daemon.first_live:
-            status, value = lib.PH_STRICT_MOVED, self._daemon.first_live
+            status, value = STRICT_MOVED, self._daemon.first_live
         else:
-            status, value = lib.PH_STRICT_OK, self._daemon.issue(self.coordinator, self._client[REQUEST_AFTER])
+            status, value = STRICT_OK, self._daemon.issue(self.coordinator, self._client[REQUEST_AFTER])
         self._words[ANSWER_STATUS], self._words[ANSWER_VALUE] = status, value
         self._words[ANSWER_NUMBER] = number
         self._wake(ANSWER_NUMBER)
@@ -126,7 +141,7 @@ class FakeRing:
     def _grant(self) -> None:
         first = self._daemon.issue(self.coordinator, 0, GRANT_IDS)
         scarab = parse(first)
-        slot = SLOTS + self._head % lib.PH_RING_SLOTS * 4
+        slot = SLOTS + self._head % RING_SLOTS * 4
         self._words[slot] = scarab.milliseconds << DEFAULT_LAYOUT.sequence_bits | scarab.sequence
         self._words[slot + 1] = GRANT_IDS
         self._words[slot + 2] = time.monotonic_ns() + self._daemon.clock_offset_ns + self._daemon.grant_ns
@@ -343,9 +358,9 @@ class FakeDaemon:
 
 def _segment(name: str) -> tuple[memoryview[int], int]:
     descriptor = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    os.ftruncate(descriptor, lib.PH_RING_SEGMENT_BYTES)
+    os.ftruncate(descriptor, RING_SEGMENT_BYTES)
     fcntl.fcntl(descriptor, F_ADD_SEALS, F_SEAL_SHRINK)
-    return memoryview(mmap.mmap(descriptor, lib.PH_RING_SEGMENT_BYTES)).cast("Q"), descriptor
+    return memoryview(mmap.mmap(descriptor, RING_SEGMENT_BYTES)).cast("Q"), descriptor
 
 
 def open_descriptors() -> set[int]:
