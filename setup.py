@@ -19,6 +19,7 @@ setup(
                 "libpharaoh/csrc/native_source.c",
                 "libpharaoh/csrc/ph_ring.c",
             ],
+            define_macros=[("Py_LIMITED_API", "0x030b0000"), ("PY_SSIZE_T_CLEAN", "1")],
             extra_compile_args=COMPILE_ARGS,
             py_limited_api=True,
         )

@@ -2,8 +2,9 @@
 #ifndef PH_NATIVE_H
 #define PH_NATIVE_H
 
-#define PY_SSIZE_T_CLEAN
-#define Py_LIMITED_API 0x030b0000
+#ifndef Py_LIMITED_API
+#error "setup.py says which stable ABI this is built for"
+#endif
 #include <Python.h>
 #include <stddef.h>
 #include <structmember.h>

@@ -4,6 +4,7 @@
  * Invariants
  * - An id is claimed (next_id moved on) before it is returned, and `alive` is looked at after the claim: a child that
  *   was forked between the two finds the page wiped and gets nothing. A fork after the look is a fork after the call.
+ *   A call that claims more than once looks once more at its end.
  * - A grant is copied into this private page before the shared cursor moves over its slot.
  * - Prefetched ids leave a handle in increasing order, and above `floor`. Strict ids are an order of their own: they
  *   leave the floor alone, or each of them would burn what has been prefetched.
@@ -227,7 +228,7 @@ size_t ph_ring_take(struct ph_ring *ring, uint64_t *out, size_t count) {
         }
         taken += claimed;
     }
-    return taken;
+    return alive(ring) ? taken : 0; /* forked between two claims: the first ones are the parent's */
 }
 
 uint64_t ph_ring_next_locked(struct ph_ring *ring) {

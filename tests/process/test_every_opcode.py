@@ -19,7 +19,6 @@ import os
 import random
 import signal
 import sys
-import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
@@ -33,7 +32,7 @@ import pytest
 import libpharaoh
 from libpharaoh import Client
 from tests.process.test_fork import raw_fork
-from tests.support.daemon import Daemon, short_directory, wait_until
+from tests.support.daemon import Daemon, short_directory
 
 LIBRARY = str(Path(libpharaoh.__file__).parent)
 KEY_OF = {libpharaoh.coordinator_for(key, 2): key for key in "abcdefgh"}
@@ -78,7 +77,7 @@ class Case:
 
 CASES: dict[str, Case] = {
     "next_id": Case(lambda client: ids(client.next_id()), drained),
-    "next_ids": Case(lambda client: many(client.next_ids(3000)), drained),
+    "next_ids": Case(lambda client: many(client.next_ids(400)), drained),
     "get_timestamp, first": Case(lambda client: ids(client.get_timestamp(KEY_OF[1]))),
     "get_timestamp": Case(
         lambda client: ids(client.get_timestamp(KEY_OF[1])), lambda client: client.get_timestamp(KEY_OF[1])
@@ -146,14 +145,15 @@ def fork_at(
     number: int, fork: Callable[[], int], client: Client, call: Callable[[Client], Values], again: Callable[[], Client]
 ) -> tuple[Values, Values]:
     """What parent and child got of a call in which the fork was, and afterwards."""
-    reading, writing = os.pipe()
+    said = os.memfd_create("said")
     child = -1
 
     def act() -> None:
         nonlocal child
         child = fork()
         if child == 0:
-            signal.alarm(30)
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.alarm(60)  # against hanging
 
     mine: Values = []
     try:
@@ -161,24 +161,23 @@ def fork_at(
             mine += call(client)
         mine += more(again() if client._session.closed else client)
         if child == 0:
-            os.write(writing, json.dumps(mine).encode())
+            os.pwrite(said, json.dumps(mine).encode(), 0)
     except BaseException:
         if child == 0:
-            os.write(writing, traceback.format_exc().encode())
+            os.pwrite(said, traceback.format_exc().encode(), 0)
             os._exit(1)
         raise
     finally:
         if child == 0:
             os._exit(0)
-    os.close(writing)
-    with open(reading, "rb") as pipe:
-        said = pipe.read()
-    if child < 0:
-        return mine, []
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0, (number, said.decode())
-    return mine, [(kind, value) for kind, value in json.loads(said)]
+    status = os.waitpid(child, 0)[1] if child > 0 else 0
+    text = os.pread(said, 1 << 20, 0).decode() if child > 0 else "[]"
+    os.close(said)
+    assert os.waitstatus_to_exitcode(status) == 0, (number, status, text)
+    return mine, [(kind, value) for kind, value in json.loads(text)]
 
 
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("rings", [True, False], ids=["rings", "socket"])
 @pytest.mark.parametrize("fork", [os.fork, raw_fork], ids=["fork", "raw fork"])
 @pytest.mark.parametrize("name", [*CASES, "connect"])
@@ -225,6 +224,7 @@ def stop() -> None:
     raise Stopped
 
 
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("rings", [True, False], ids=["rings", "socket"])
 @pytest.mark.parametrize("name", [*CASES, "connect"])
 def test_exception(daemon: Daemon, name: str, rings: bool, rng: random.Random, effort: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import contextlib
 import ctypes
 import os
 import signal
@@ -23,6 +24,7 @@ from libpharaoh._session import PATIENCE_SECONDS, Turn
 from libpharaoh.errors import (
     AfterTooFarError,
     CeilingStalledError,
+    ClientBusyError,
     ClientClosedError,
     ConnectFailedError,
     CounterExhaustedError,
@@ -847,6 +849,102 @@ def test_fork_while_another_thread_holds_the_lock(plain: FakeDaemon, fork: Calla
         finally:
             leave.set()
             holder.join()
+
+
+# --- a signal's handler in the middle of a call
+
+
+@contextlib.contextmanager
+def handler_in_a_call(daemon: FakeDaemon, handle: Callable[[], object]) -> Iterator[None]:
+    """`handle` runs as a signal's handler while the daemon has the next `stats` request before it."""
+
+    def answer(_: list[Any]) -> dict[str, Any]:
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+        time.sleep(0.02)
+        return {"coordinator": 0}
+
+    before = signal.signal(signal.SIGUSR1, lambda *_: handle())
+    daemon.behaviours["stats"].append(answer)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+def test_a_handler_in_the_middle_of_a_call(plain: FakeDaemon) -> None:
+    """F45: what needs the connection of the call under way is refused at once, and nothing of the call is lost."""
+    with libpharaoh.connect(plain.path, timeout=600) as client:
+
+        def handle() -> None:
+            for call in (client.ping, client.next_id, client.get_timestamp):
+                with pytest.raises(ClientBusyError):
+                    call()
+            refused.append(True)
+
+        refused: list[bool] = []
+        with handler_in_a_call(plain, handle):
+            assert client.stats() == {"coordinator": 0}
+        assert refused == [True]
+        client.ping()
+        assert asked(plain, "hello") == 1
+
+
+def test_a_handler_closes_the_client(plain: FakeDaemon) -> None:
+    """F45: close() returns, and takes effect when the call under way ends."""
+    before = open_descriptors()
+    client = libpharaoh.connect(plain.path, timeout=600)
+    with handler_in_a_call(plain, client.close):
+        assert client.stats() == {"coordinator": 0}
+    assert client._session._connection is None
+    with pytest.raises(ClientClosedError):
+        client.ping()
+    wait_until(lambda: open_descriptors() <= before)
+
+
+def test_a_handler_raises(plain: FakeDaemon) -> None:
+    """F45: the reply that is still to come is nobody's; the next call begins anew."""
+    with libpharaoh.connect(plain.path, timeout=600) as client:
+
+        def handle() -> None:
+            raise KeyError("as told")
+
+        with handler_in_a_call(plain, handle), pytest.raises(KeyError):
+            client.stats()
+        client.ping()
+        assert asked(plain, "hello") == 2
+    with libpharaoh.connect(plain.path, timeout=600) as client:
+        with pytest.raises(TypeError):
+            client.ping(1)  # type: ignore[call-arg]
+        client.ping()
+        assert asked(plain, "hello") == 3  # a wrong call is no reason to begin anew
+
+
+@pytest.mark.parametrize("fork", [os.fork, raw_clone], ids=["fork", "clone"])
+def test_a_handler_forks(plain: FakeDaemon, fork: Callable[[], int]) -> None:
+    """F45: the call begins again in the child, unless its handler wants to leave the program there."""
+    children: list[int] = []
+    with libpharaoh.connect(plain.path, timeout=600) as client:
+        for leave in (False, True):
+
+            def handle(leave: bool = leave) -> None:
+                children.append(fork())
+                if children[-1] == 0:
+                    signal.alarm(30)
+                    if leave:
+                        raise SystemExit
+
+            status = 1
+            try:
+                with handler_in_a_call(plain, handle):
+                    assert client.stats() == {"coordinator": 0}
+                status = 3 if leave else 0
+            except SystemExit:
+                status = 0
+            finally:
+                if children[-1] == 0:
+                    os._exit(status)
+            assert os.waitstatus_to_exitcode(os.waitpid(children[-1], 0)[1]) == 0
+        assert asked(plain, "stats") == 3
 
 
 def test_an_id_from_elsewhere_while_a_ring_is_attached(ringed: FakeDaemon, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,7 +30,7 @@ def test_the_fake_has_every_method_of_the_client(fake: type, real: type) -> None
         if name == "abandon":  # for the hook of os.fork
             continue
         assert name in public(fake), name
-        if inspect.isfunction(member):
+        if callable(member):
             assert inspect.signature(member) == inspect.signature(public(fake)[name]), name
             assert inspect.iscoroutinefunction(member) == inspect.iscoroutinefunction(public(fake)[name]), name
 
