@@ -11,8 +11,8 @@ Invariants
   say otherwise. The fast paths take no lock: they use a ring that was current when they began, which costs at worst a
   trip through the slow path.
 - Between any two bytecodes a signal's handler may raise an exception, or fork. So the lock is taken and given back in C
-  (csrc/native_source.c); every socket, descriptor and mapping belongs to an object that gives it back; and after such an
-  exception, as in a child, the next call begins with `_tidy`, which can itself be interrupted and repeated.
+  (csrc/native_source.c), and every socket, descriptor and mapping belongs to an object that gives it back. After such
+  an exception, as in a child, the next call begins with `_tidy`, which can itself be interrupted and repeated.
 - A forked child closes what it inherited and never writes to it.
 """
 

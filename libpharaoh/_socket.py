@@ -4,8 +4,8 @@ Invariants
 - One thread uses a connection at a time: the client that owns it sees to that.
 - A connection that timed out, broke or received nonsense is closed for good, so that no late reply is ever taken for
   another request's.
-- Only the process for which a connection was made writes to it and reads from it (`_native.send`): a child of a fork that
-  no hook has seen, in the middle of any call, leaves its parent's exchange alone.
+- Only the process for which a connection was made writes to it and reads from it (`_native.send`). A child of a fork
+  that no hook has seen, in the middle of any call, leaves its parent's exchange alone.
 """
 
 from __future__ import annotations

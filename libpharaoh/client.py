@@ -61,6 +61,10 @@ def connect(
 class Client(_native.Client):
     """A client of the host's daemon, made by `connect`. Threads may share it; a forked child may go on using it.
 
+    A signal's handler may raise, or fork, in the middle of any call. Parent and child never return the same value: in
+    the child the call begins again, so that a dense one without a token may leave a gap. A handler that itself uses the
+    client in the middle of a call of its thread may get ClientBusyError; `close` takes effect when that call ends.
+
     >>> client = libpharaoh.connect()               # doctest: +SKIP
     >>> client.next_id() < client.next_id()         # doctest: +SKIP
     True

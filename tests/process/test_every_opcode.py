@@ -5,7 +5,7 @@ plays the handler here: it forks, past the hooks too, or raises.
 
 Invariants
 - A fork: both go on with the call, and with more calls, and no value is received twice, whether an id or a dense one.
-- An exception: it comes out of the call, the client serves on, and once it is closed no descriptor and no mapping is left.
+- An exception: it comes out of the call, the client serves on, and once that is closed nothing is open or mapped.
 
 By default some of the bytecodes are tried, from a random one on; with `--effort 100` all of them.
 """
