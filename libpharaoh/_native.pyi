@@ -22,6 +22,9 @@ def process() -> int:
 def guarded(function: _F, /) -> _F:
     """A function or method whose result is that of one process: in a child forked meanwhile it begins again."""
 
+def connect(socket: socket.socket, path: bytes, process: int, /) -> None:
+    """Connects a Unix socket that does not block, in the name of this process alone. Raises Forked, OSError."""
+
 def send(socket: socket.socket, data: bytes, deadline: float, process: int, /) -> None:
     """Sends all of it, in the name of this process alone. Raises Forked, OSError."""
 
@@ -44,7 +47,7 @@ class Ring:
     """Whose ring it is."""
 
     def __init__(self, descriptors: Descriptors, skew_ns: int, age_ns: int) -> None:
-        """Maps the three descriptors of an attach reply, and takes them over. Raises OSError."""
+        """Maps the three descriptors of an attach reply, and takes them over. Raises OSError, Forked."""
 
     def strict(self, after: int, keyless: bool, timeout_ns: int, /) -> int:
         """An id issued now, greater than `after`, or 0. What has been prefetched stays."""

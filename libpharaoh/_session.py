@@ -173,7 +173,7 @@ class Session(Source):
 
     def _greeted(self, path: str, deadline: float) -> Connection:
         """The main connection over this path. Raises OSError when it cannot be had, and what `hello` raises."""
-        connection = Connection.attempt(path, deadline, self.caller)
+        connection = Connection.attempt(path, self.caller)
         try:
             self.hello = connection.hello(self._name, deadline)
         except TimedOutError:
@@ -313,7 +313,7 @@ class Session(Source):
             return None
         soon = min(deadline, now + _ATTACH_SECONDS_MAX)
         try:
-            connection = Connection.attempt(path, soon, self.caller)
+            connection = Connection.attempt(path, self.caller)
             try:
                 ring = Ring.attach(connection, self._name, self._max_age_ms, soon)
                 if ring.coordinator != number:

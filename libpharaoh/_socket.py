@@ -4,7 +4,7 @@ Invariants
 - One thread uses a connection at a time: the client that owns it sees to that.
 - A connection that timed out, broke or received nonsense is closed for good, so that no late reply is ever taken for
   another request's.
-- Only the process for which a connection was made writes to it and reads from it (`_native.send`). A child of a fork
+- Only the process for which a connection is made connects it, writes to it and reads from it. A child of a fork
   that no hook has seen, in the middle of any call, leaves its parent's exchange alone.
 """
 
@@ -169,19 +169,19 @@ class Connection:
         backoff = Backoff(deadline)
         while True:
             try:
-                return cls.attempt(path, deadline)
+                return cls.attempt(path)
             except OSError as error:
                 if not passing(error) or not backoff.sleep():
                     raise ConnectFailedError(f"{path}: {error.strerror or error}") from None
 
     @classmethod
-    def attempt(cls, path: str, deadline: float, process: int | None = None) -> Connection:
+    def attempt(cls, path: str, process: int | None = None) -> Connection:
         """Connects at once, in the name of a process, or else this one. Raises OSError."""
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        process = _native.process() if process is None else process
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
         try:
-            sock.settimeout(max(deadline - time.monotonic(), 0.001))
-            sock.connect(path)
-            return cls(sock, path, _native.process() if process is None else process)
+            _native.connect(sock, os.fsencode(path), process)
+            return cls(sock, path, process)
         except BaseException:
             sock.close()
             raise

@@ -10,8 +10,8 @@ An id that is at hand in shared memory is taken without leaving the event loop. 
 of the loop's executor; requests by socket share one connection of this client, any number at a time.
 
 A child of `os.fork` may go on using a client in an event loop of its own; its ids are never its parent's. A call that
-is under way when a process forks belongs to the parent, also when the fork is in a signal's handler in the middle of it.
-The child must leave the running loop alone, and make new calls in a new one.
+is under way when a process forks belongs to the parent, also when the fork is in a signal's handler in the middle of
+it. The child must leave the running loop alone, and make new calls in a new one.
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ int ph_py_add_socket(PyObject *module);
 /* As ph_ring_take_locked(), without the GIL. The caller holds a reference, and has seen that the ring is open. */
 size_t ph_py_ring_take(struct ph_py_ring *ring, uint64_t *out, size_t count);
 
-/* The descriptors that came with a message; they are the object's. */
+/* Takes three descriptors out of the object that has them from a message. 0, or -1 with an exception. */
 int ph_py_descriptors_take(PyObject *descriptors, int fds[3]);
 
 static inline uint64_t ph_py_pop(struct ph_py_source *source) {

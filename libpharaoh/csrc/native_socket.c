@@ -2,9 +2,11 @@
  * Sending and receiving for `libpharaoh._socket`.
  *
  * Invariants
- * - Nothing is written to or read from a connection by another process than the one whose call it serves, although
- *   Python code, and a fork, may come in wherever a signal is looked at: the look is the last thing before the call.
- * - Descriptors that a message brings belong to an object before any Python code runs.
+ * - Nothing is connected, written or read by another process than the one whose call it serves, although Python code,
+ *   and a fork, may come in wherever a signal is looked at: the look is the last thing before the system call. A socket
+ *   that parent and child share is one, also before it is connected.
+ * - Descriptors that a message brings belong to an object before any Python code runs, and to the process that received
+ *   them: a child that mapped its parent's ring would have its ids.
  */
 #include "native.h"
 
@@ -12,6 +14,7 @@
 #include <poll.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 #define DESCRIPTORS_MAX 8
@@ -21,7 +24,8 @@ PyObject *ph_py_forked_error;
 static PyTypeObject *descriptors_type;
 
 struct descriptors {
-    PyObject_HEAD int count;
+    PyObject_HEAD unsigned long long process; /* that received them */
+    int count;
     int fds[DESCRIPTORS_MAX];
 };
 
@@ -62,6 +66,10 @@ int ph_py_descriptors_take(PyObject *object, int fds[3]) {
     struct descriptors *descriptors = (struct descriptors *)object;
     if (Py_TYPE(object) != descriptors_type || descriptors->count != 3) {
         PyErr_SetString(PyExc_ValueError, "three descriptors were expected");
+        return -1;
+    }
+    if (descriptors->process != ph_py_process()) {
+        PyErr_SetString(ph_py_forked_error, "these descriptors are another process's");
         return -1;
     }
     memcpy(fds, descriptors->fds, 3 * sizeof fds[0]);
@@ -110,6 +118,31 @@ static int wait_for(PyObject *socket, short events, double deadline, unsigned lo
 
 /* Whether a system call that failed is to be tried again once the socket is ready. */
 static int passes(void) { return errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR; }
+
+static PyObject *native_connect(PyObject *module, PyObject *arguments) {
+    PyObject *socket;
+    const char *path;
+    Py_ssize_t length;
+    unsigned long long process;
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    (void)module;
+    if (!PyArg_ParseTuple(arguments, "Oy#K:connect", &socket, &path, &length, &process)) {
+        return NULL;
+    }
+    int fd = descriptor_of(socket, process);
+    if (fd < 0) {
+        return NULL;
+    }
+    if ((size_t)length >= sizeof address.sun_path) {
+        errno = ENAMETOOLONG;
+        return PyErr_SetFromErrno(PyExc_OSError);
+    }
+    memcpy(address.sun_path, path, (size_t)length);
+    if (connect(fd, (struct sockaddr *)&address, sizeof address) != 0) {
+        return PyErr_SetFromErrno(PyExc_OSError);
+    }
+    Py_RETURN_NONE;
+}
 
 static PyObject *native_send(PyObject *module, PyObject *arguments) {
     PyObject *socket;
@@ -180,6 +213,7 @@ static PyObject *native_receive(PyObject *module, PyObject *arguments) {
         if (fd < 0) {
             break;
         }
+        descriptors->process = process;
         received = receive_message(fd, buffer, sizeof buffer, descriptors);
         if (received < 0 && !passes()) {
             PyErr_SetFromErrno(PyExc_OSError);
@@ -210,6 +244,9 @@ static PyType_Spec descriptors_spec = {"libpharaoh._native.Descriptors", sizeof(
                                        Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION, descriptors_slots};
 
 static PyMethodDef functions[] = {
+    {"connect", native_connect, METH_VARARGS,
+     "connect($module, socket, path, process, /)\n--\n\n"
+     "Connects a Unix socket that does not block, in the name of this process alone."},
     {"send", native_send, METH_VARARGS,
      "send($module, socket, data, deadline, process, /)\n--\n\nSends all of it, in the name of this process alone."},
     {"receive", native_receive, METH_VARARGS,

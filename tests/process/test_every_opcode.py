@@ -67,6 +67,12 @@ def drained(client: Client) -> Client:
     return client
 
 
+def hung_up(client: Client) -> None:
+    """Without a connection, and with no ring, as when its worker has just died."""
+    session = client._session
+    session.locked(session._drop_main)
+
+
 @dataclass(frozen=True)
 class Case:
     """A call that is interrupted. `prepare` comes before it and is not."""
@@ -78,11 +84,10 @@ class Case:
 CASES: dict[str, Case] = {
     "next_id": Case(lambda client: ids(client.next_id()), drained),
     "next_ids": Case(lambda client: many(client.next_ids(400)), drained),
-    "get_timestamp, first": Case(lambda client: ids(client.get_timestamp(KEY_OF[1]))),
-    "get_timestamp": Case(
-        lambda client: ids(client.get_timestamp(KEY_OF[1])), lambda client: client.get_timestamp(KEY_OF[1])
-    ),
-    "get_timestamp without a key": Case(lambda client: ids(client.get_timestamp()), Client.get_timestamp),
+    "connecting": Case(lambda client: ids(client.next_id()), lambda client: hung_up(drained(client))),
+    "first_strict": Case(lambda client: ids(client.get_timestamp(KEY_OF[1]))),
+    "strict": Case(lambda client: ids(client.get_timestamp(KEY_OF[1])), lambda client: client.get_timestamp(KEY_OF[1])),
+    "keyless": Case(lambda client: ids(client.get_timestamp()), Client.get_timestamp),
     "create_session": Case(lambda client: ids(client.create_session(KEY_OF[0], after=1))),
     "assign_offset": Case(lambda client: [("offset", client.assign_offset("p"))]),
     "join_group": Case(lambda client: [("group", client.join_group("g", "m"))]),
@@ -179,7 +184,7 @@ def fork_at(
 
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("rings", [True, False], ids=["rings", "socket"])
-@pytest.mark.parametrize("fork", [os.fork, raw_fork], ids=["fork", "raw fork"])
+@pytest.mark.parametrize("fork", [os.fork, raw_fork], ids=["fork", "raw_fork"])
 @pytest.mark.parametrize("name", [*CASES, "connect"])
 def test_fork(
     daemon: Daemon, name: str, fork: Callable[[], int], rings: bool, rng: random.Random, effort: float
@@ -250,6 +255,7 @@ def test_exception(daemon: Daemon, name: str, rings: bool, rng: random.Random, e
         finally:
             client = connected() if client is None or client._session.closed else client
             values = more(client)
+            assert (client._session._ring is not None) == rings, "it could not attach anew"
             assert len(set(values)) == len(values)
             assert not seen & set(values)
             seen.update(values)

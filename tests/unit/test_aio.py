@@ -31,6 +31,19 @@ Scenario = Callable[[aio.AsyncClient], Coroutine[Any, Any, None]]
 
 
 @pytest.fixture
+def hurried() -> None:
+    """For tests of how long a client waits for a silent worker."""
+
+
+@pytest.fixture(autouse=True)
+def _unhurried(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others ask for things in a certain order, which a busy machine is not to change."""
+    if "hurried" not in request.fixturenames:
+        monkeypatch.setattr("libpharaoh._session.PATIENCE_SECONDS", 0.5)
+        monkeypatch.setattr("libpharaoh.aio.PATIENCE_SECONDS", 0.5)
+
+
+@pytest.fixture
 def plain(tmp_path: Path) -> Iterator[FakeDaemon]:
     with FakeDaemon(tmp_path) as daemon:
         yield daemon
@@ -233,6 +246,7 @@ def test_lasting_failures_are_raised_at_the_deadline(plain: FakeDaemon) -> None:
     play(plain, scenario, rings=False, timeout=0.3)
 
 
+@pytest.mark.usefixtures("hurried")
 def test_a_worker_that_stands_still_is_left_for_another(plain: FakeDaemon) -> None:
     """F12, as for the blocking client."""
 
@@ -248,6 +262,7 @@ def test_a_worker_that_stands_still_is_left_for_another(plain: FakeDaemon) -> No
     play(plain, scenario, rings=False, timeout=3)
 
 
+@pytest.mark.usefixtures("hurried")
 def test_a_silent_request_leaves_those_beside_it_their_time(plain: FakeDaemon) -> None:
     """F35: a dense one goes on waiting on the connection that the others have left."""
     answer = threading.Event()

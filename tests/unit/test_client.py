@@ -49,6 +49,18 @@ KEY_OF_1 = "b"
 
 
 @pytest.fixture
+def hurried() -> None:
+    """For tests of how long a client waits for a silent worker."""
+
+
+@pytest.fixture(autouse=True)
+def _unhurried(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others ask for things in a certain order, which a busy machine is not to change."""
+    if "hurried" not in request.fixturenames:
+        monkeypatch.setattr("libpharaoh._session.PATIENCE_SECONDS", 0.5)
+
+
+@pytest.fixture
 def plain(tmp_path: Path) -> Iterator[FakeDaemon]:
     """A daemon that refuses rings."""
     with FakeDaemon(tmp_path) as daemon:
@@ -693,6 +705,7 @@ def test_a_revoked_ring_is_replaced(ringed: FakeDaemon) -> None:
     ],
     ids=str,
 )
+@pytest.mark.usefixtures("hurried")
 @pytest.mark.parametrize("rings", [False, True])
 def test_a_worker_that_stands_still_is_left_for_another(tmp_path: Path, rings: bool, call: tuple[Any, ...]) -> None:
     """F12: the one that the client is connected to. Another one's own socket is asked, long before the time is over."""
@@ -711,6 +724,7 @@ def test_a_worker_that_stands_still_is_left_for_another(tmp_path: Path, rings: b
         assert client.next_id() > last
 
 
+@pytest.mark.usefixtures("hurried")
 def test_a_silent_worker_is_not_asked_again_at_once(plain: FakeDaemon, monkeypatch: pytest.MonkeyPatch) -> None:
     """F12: for a second others are asked first, however often the client has to connect."""
     monkeypatch.setattr("libpharaoh._socket.SILENT_SECONDS", 60)
@@ -724,6 +738,7 @@ def test_a_silent_worker_is_not_asked_again_at_once(plain: FakeDaemon, monkeypat
         assert {coordinator for coordinator, *_ in plain.requests[before:]} == {1}
 
 
+@pytest.mark.usefixtures("hurried")
 def test_a_dense_request_has_patience(plain: FakeDaemon) -> None:
     """F35: a slow disk is no reason to ask again. But it goes to a worker that has just answered something else."""
 
@@ -945,6 +960,34 @@ def test_a_handler_forks(plain: FakeDaemon, fork: Callable[[], int]) -> None:
                     os._exit(status)
             assert os.waitstatus_to_exitcode(os.waitpid(children[-1], 0)[1]) == 0
         assert asked(plain, "stats") == 3
+
+
+@pytest.mark.parametrize("fork", [os.fork, raw_clone], ids=["fork", "clone"])
+def test_a_child_does_not_map_its_parent_s_ring(
+    ringed: FakeDaemon, monkeypatch: pytest.MonkeyPatch, fork: Callable[[], int]
+) -> None:
+    """F23, F45: forked when the descriptors were there and the ring was not."""
+    terms = libpharaoh._ring._terms
+    children: list[int] = []
+
+    def forking(*arguments: Any) -> tuple[int, int]:
+        if not children:
+            children.append(fork())
+        return terms(*arguments)
+
+    reading, writing = os.pipe()
+    with libpharaoh.connect(ringed.path) as client:
+        monkeypatch.setattr("libpharaoh._ring._terms", forking)
+        ids = [client.get_timestamp(KEY_OF_1), client.get_timestamp(KEY_OF_1)]
+        if children == [0]:
+            os.write(writing, array.array("Q", ids).tobytes())
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(children[0], 0)[1]) == 0
+        childs = array.array("Q", os.read(reading, 65536))
+        os.close(reading)
+        os.close(writing)
+        assert len({*ids, *childs}) == 4
+        assert asked(ringed, "attach") == 4  # two of each
 
 
 def test_an_id_from_elsewhere_while_a_ring_is_attached(ringed: FakeDaemon, monkeypatch: pytest.MonkeyPatch) -> None:
