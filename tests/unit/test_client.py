@@ -283,6 +283,19 @@ def test_a_causal_client_passes_its_last_id_on(ringed: FakeDaemon) -> None:
         assert increasing(ids)
 
 
+def test_a_ring_that_is_behind_goes_on_above_its_strict_id(ringed: FakeDaemon) -> None:
+    """Grants that came between the last id and the strict one that takes its place burn."""
+    with libpharaoh.connect(ringed.path, causal=True) as client:
+        client.get_timestamp(KEY_OF_1)
+        session = client._session
+        assert session._ring is not None
+        time.sleep(0.005)
+        ringed.made[0]._grant()
+        id = session.locked(session._await_grant, session._ring)
+        assert client.next_id() > id
+        assert ringed.strict_requests[-1][0] == 0
+
+
 def test_order_holds_between_coordinators_whose_clocks_differ(ringed: FakeDaemon) -> None:
     """M: coordinator 0's clock is 500 ms behind that of 1."""
     ringed.lag_ms[0] = 500
