@@ -1003,6 +1003,33 @@ def test_a_child_does_not_map_its_parent_s_ring(
         assert asked(ringed, "attach") == 4  # two of each
 
 
+@pytest.mark.parametrize("fork", [os.fork, raw_clone], ids=["fork", "clone"])
+def test_a_child_does_not_use_its_parent_s_connection(
+    plain: FakeDaemon, monkeypatch: pytest.MonkeyPatch, fork: Callable[[], int]
+) -> None:
+    """F45: forked when the connection was made and not yet kept. The rest of the call keeps it in the child too."""
+    children: list[int] = []
+
+    def forking(*_: Any) -> None:
+        children.append(fork())
+
+    with libpharaoh.connect(plain.path) as client:
+        plain.hang_up()
+        wait_until(lambda: bool(client._session._connection and client._session._connection.hung_up()))
+        with monkeypatch.context() as patch:
+            patch.setattr("libpharaoh._socket.Endpoints.learn", lambda *_: None if children else forking())
+            status = 1
+            try:
+                client.ping()
+                client.ping()
+                status = 0
+            finally:
+                if children == [0]:
+                    os._exit(status)
+        assert os.waitstatus_to_exitcode(os.waitpid(children[0], 0)[1]) == 0
+        assert asked(plain, "ping") == 4
+
+
 def test_an_id_from_elsewhere_while_a_ring_is_attached(ringed: FakeDaemon, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another thread's strict id, in the middle of the slow path, counts for the ring that is about to be used."""
     with libpharaoh.connect(ringed.path, causal=True) as client:
