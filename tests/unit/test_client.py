@@ -1020,14 +1020,14 @@ def test_a_child_does_not_use_its_parent_s_connection(
             patch.setattr("libpharaoh._socket.Endpoints.learn", lambda *_: None if children else forking())
             status = 1
             try:
-                client.ping()
-                client.ping()
+                client.stats()
+                client.stats()
                 status = 0
             finally:
                 if children == [0]:
                     os._exit(status)
         assert os.waitstatus_to_exitcode(os.waitpid(children[0], 0)[1]) == 0
-        assert asked(plain, "ping") == 4
+        assert asked(plain, "stats") == 4
 
 
 def test_an_id_from_elsewhere_while_a_ring_is_attached(ringed: FakeDaemon, monkeypatch: pytest.MonkeyPatch) -> None:
