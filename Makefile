@@ -40,7 +40,7 @@ $(VENV)/.stamp-packages: pyproject.toml setup.py | $(VENV)/.stamp-venv
 	touch $@ $(VENV)/.stamp-modules
 
 # A module built by hand has another suffix and would be preferred for ever: out with all of them first.
-$(VENV)/.stamp-modules: $(C_FILES) $(wildcard libpharaoh/_build.py pharaohd/_build.py)
+$(VENV)/.stamp-modules: $(C_FILES) pharaohd/_build.py
 	rm -f libpharaoh/_*.so pharaohd/_*.so
 	$(BIN)/python setup.py --quiet build_ext --inplace
 	touch $@
@@ -93,5 +93,5 @@ mutants: setup
 
 clean:
 	rm -rf $(VENV) build dist var *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
-	rm -f libpharaoh/_*.so libpharaoh/_core.c libpharaoh/_core.o $(addprefix pharaohd/_core,.c .o *.so)
+	rm -f libpharaoh/_*.so $(addprefix pharaohd/_core,.c .o *.so)
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

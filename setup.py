@@ -23,12 +23,19 @@ setup(
     ext_modules=[
         Extension(
             "libpharaoh._native",
-            sources=["libpharaoh/csrc/native.c", "libpharaoh/csrc/ph_ring.c"],
+            sources=[
+                "libpharaoh/csrc/native.c",
+                "libpharaoh/csrc/native_ring.c",
+                "libpharaoh/csrc/native_socket.c",
+                "libpharaoh/csrc/native_source.c",
+                "libpharaoh/csrc/ph_ring.c",
+            ],
+            define_macros=[("Py_LIMITED_API", "0x030b0000"), ("PY_SSIZE_T_CLEAN", "1")],
             extra_compile_args=COMPILE_ARGS,
             py_limited_api=True,
         )
     ],
-    cffi_modules=["libpharaoh/_build.py:ffi", "pharaohd/_build.py:ffi"],
+    cffi_modules=["pharaohd/_build.py:ffi"],
     options={
         # Without this a changed header leaves the old module in place.
         "build_ext": {"force": "1"},

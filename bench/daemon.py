@@ -110,7 +110,8 @@ def attached(daemon: Daemon, max_age_ms: int) -> Iterator[list[int]]:
     deadline = time.monotonic() + WATCHDOG_S
     connection = Connection.connect(daemon.socket, deadline)
     try:
-        _, descriptors = connection.request_descriptors("attach", ["bench", max_age_ms], 3, deadline)
+        _, owned = connection.request_descriptors("attach", ["bench", max_age_ms], 3, deadline)
+        descriptors = owned.detach()
         try:
             yield descriptors
         finally:

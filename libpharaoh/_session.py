@@ -1,30 +1,37 @@
 """The connections and rings of one client, and the order of its ids.
 
 Invariants
-- A call returns an id greater than every id that a call which ended earlier on the same client returned, whatever path
-  served either: `last` is the greatest so far, sent as `after` on strict requests, checked on socket replies, and the
-  floor of the prefetching ring.
+- `next_id` and `next_ids` return ids greater than every id that such a call which ended earlier on the same client
+  returned, whatever path served either: `last` is the greatest so far, checked on socket replies, and the floor of each
+  new prefetching ring.
+- A strict id exceeds the `after` of its call, and nothing else that this client has got. It leaves `last` and the ring
+  alone. In a causal client it counts as `next_id`'s do, and `last` is part of each `after`: one order of everything.
+- A request whose repetition does no harm never waits long for one worker while another one may answer: see `retry`.
 - The lock is held for every use of a connection and every change of rings: all methods run under it, except those that
-  say otherwise. The fast paths take no Python lock: they use a ring that was current when they began, which costs at
-  worst a trip through the slow path.
-- A forked child closes what it inherited and never writes to it: see `abandon`.
+  say otherwise. The fast paths take no lock: they use a ring that was current when they began, which costs at worst a
+  trip through the slow path.
+- Between any two bytecodes a signal's handler may raise an exception, or fork. So the lock is taken and given back in C
+  (csrc/native_source.c), and every socket, descriptor and mapping belongs to an object that gives it back. After such
+  an exception, as in a child, the next call begins with `_tidy`, which can itself be interrupted and repeated.
+- A forked child closes what it inherited and never writes to it.
 """
 
 from __future__ import annotations
 
 import os
-import threading
 import time
 import weakref
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
+from libpharaoh._calls import lowest
 from libpharaoh._native import Source
-from libpharaoh._ring import Ring, fork_mark
-from libpharaoh._socket import Backoff, Connection, Hello
+from libpharaoh._ring import STRICT_SLICE_NS, Ring
+from libpharaoh._socket import Backoff, Connection, Endpoints, Hello, passing
 from libpharaoh.errors import (
+    ClientBusyError,
     ClientClosedError,
     ConnectFailedError,
     ConnectionLostError,
@@ -35,132 +42,178 @@ from libpharaoh.errors import (
 )
 from libpharaoh.scarab import ID_MAX, parse
 
-if TYPE_CHECKING:
-    from libpharaoh._core import IdBuffer
-
 RINGS_MAX = 16
 RING_RETRY_SECONDS = 1.0
 _WAIT_SLICES_NS = (20_000_000, 20_000_000, 10_000_000)
 _ATTACH_SECONDS_MAX = 0.03
 """A worker that is up answers far sooner, and other threads wait meanwhile."""
+PATIENCE_SECONDS = 0.1
+"""How long somebody may be silent before another worker is asked; doubled with each attempt."""
 _T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One attempt at a request: when the call ends, and how many seconds one exchange may take."""
+
+    deadline: float
+    patience: float
+
+    def until(self) -> float:
+        """When an exchange that begins now is given up."""
+        return min(self.deadline, time.monotonic() + self.patience)
 
 
 class Session(Source):
     """What one `Client` holds. `connect` comes first."""
 
     hello: Hello
-    take: Callable[[IdBuffer, int], int]
-    """Writes up to so many ids of it; returns how many. Needs no lock."""
-    _lock: threading.Lock
-    _connection: Connection | None
-    _ring: Ring | None
-    _first: int
-    """The coordinator to ask without a key, as far as known; -1 when there is no ring to ask."""
-    _behind: bool
-    """Whether the last id came from elsewhere, so that the ring's worker may not have reached its time yet."""
 
-    def __init__(self, path: str, name: str, timeout: float, max_age_ms: int | None, rings: bool) -> None:
-        self.path = path
-        self._name, self._timeout, self._max_age_ms, self._rings_wanted = name, timeout, max_age_ms, rings
-        self.closed = False
-        self._start_anew()
+    def __init__(self, path: str, name: str, timeout: float, max_age_ms: int | None, rings: bool, causal: bool) -> None:
+        self.path, self.causal, self.timeout = path, causal, timeout
+        self._name, self._max_age_ms, self._rings_wanted = name, max_age_ms, rings
+        self.endpoints = Endpoints(path)
+        self._connection: Connection | None = None
+        self._ring: Ring | None = None
+        self._rings: dict[int, Ring] = {}
+        self._strict_retry_at: dict[int, float] = {}
+        self._ring_retry_at = 0.0
+        self._first = -1
+        """The coordinator to ask without a key, as far as known; -1 when there is none."""
+        self._behind = False
+        """Whether the last id did not come out of the ring, which may not have reached that time yet."""
         _sessions.add(self)
 
     def connect(self) -> None:
         """Connects and attaches. Takes the lock itself; on an error nothing stays open."""
         try:
-            with self.slow_path() as deadline:
-                self.retry(deadline, lambda: self._attached(deadline))
+            self.slowly(self._attached)
         except BaseException:
             self.close()
             raise
 
     def close(self) -> None:
-        """Gives everything back. Takes the lock itself."""
-        if not self._mark[0]:
-            self.abandon()  # the lock is the parent's, and may be held by a thread that is not in this child
-        with self._lock:
-            self.closed = True
-            self._drop_all()
-
-    @contextmanager
-    def slow_path(self) -> Iterator[float]:
-        """Takes the lock and yields the call's deadline."""
-        deadline = time.monotonic() + self._timeout
-        if not self._mark[0]:
-            self.abandon()
-        if not self._lock.acquire(timeout=self._timeout):
-            raise TimedOutError("another thread's request is still under way")
+        """Gives everything back. Takes the lock itself: a call that has it gives everything back when it ends."""
+        self.closed = True
         try:
-            if self.closed:
-                raise ClientClosedError
-            yield deadline
-        finally:
-            self._lock.release()
+            self.locked(_do_nothing)
+        except (ClientBusyError, TimedOutError):
+            pass
 
-    def retry(self, deadline: float, attempt: Callable[[], _T]) -> _T:
-        """Repeats a request for as long as its error may pass. Every repetition gets new ids; the lost ones burn."""
+    def slowly(self, attempt: Callable[[Turn], _T]) -> _T:
+        """Takes the lock and tries until the call's time is over."""
+        return self.locked(self._try, attempt)
+
+    def _try(self, attempt: Callable[[Turn], _T]) -> _T:
+        if self.closed:
+            raise ClientClosedError
+        return self.retry(self.deadline, attempt)
+
+    def retry(self, deadline: float, attempt: Callable[[Turn], _T]) -> _T:
+        """Repeats a request for as long as its error may pass. Every repetition gets new ids; the lost ones burn.
+
+        Each attempt has twice the patience of the one before: little while another worker may answer at once, and in
+        the end enough for one that has reason to be slow.
+        """
         backoff = Backoff(deadline)
         told: PharaohError | None = None
+        patience = PATIENCE_SECONDS
         while True:
             try:
-                return attempt()
+                return attempt(Turn(deadline, patience))
             except PharaohError as error:
                 if not passes(error) or not backoff.sleep():
                     raise telling(error, told) from None
                 told = telling(error, told)
+                patience *= 2
 
     def call(self, method: str, params: list[Any]) -> Any:
-        """One request by socket. Takes the lock itself."""
-        with self.slow_path() as deadline:
-            return self.retry(deadline, lambda: self.ask(method, params, deadline))
+        """One request by socket that a slow disk may hold up. Takes the lock itself.
 
-    def ask(self, method: str, params: list[Any], deadline: float) -> Any:
-        """One exchange over the main connection."""
-        return self._connected(deadline).request(method, params, self._patience(deadline))
+        It is sent to a worker that answered a moment ago, and then gets a third of the timeout, for without a token its
+        repetition would leave a gap.
+        """
 
-    def _patience(self, deadline: float) -> float:
-        """One exchange gets a third of the timeout: a worker that hangs leaves time to ask another one."""
-        return min(deadline, time.monotonic() + self._timeout / 3)
+        def attempt(turn: Turn) -> Any:
+            if time.monotonic() - self._connected(turn).answered_at > PATIENCE_SECONDS:
+                self.ask("ping", [], turn)
+            return self.ask(method, params, Turn(turn.deadline, self.timeout / 3))
 
-    def _connected(self, deadline: float) -> Connection:
+        return self.slowly(attempt)
+
+    def ask(self, method: str, params: list[Any], turn: Turn) -> Any:
+        """One exchange over the main connection. Who is silent is not asked again soon."""
+        connection = self._connected(turn)
+        try:
+            return connection.request(method, params, turn.until())
+        except TimedOutError:
+            self.endpoints.avoid(connection.path, self.hello.endpoint(self.hello.coordinator))
+            raise
+
+    def _connected(self, turn: Turn) -> Connection:
+        """The main connection, made anew if need be: to whoever answers first."""
         if self._connection is not None and not self._connection.hung_up():
             return self._connection
         self._drop_main()
-        connection = Connection.connect(self.path, deadline)
-        self.hello = connection.hello(self._name, self._patience(deadline))
+        backoff, patience = Backoff(turn.deadline), PATIENCE_SECONDS
+        while True:
+            failures: list[PharaohError] = []
+            for path in self.endpoints.to_ask():
+                try:
+                    return self._greeted(path, Turn(turn.deadline, patience).until())
+                except (ConnectionLostError, TimedOutError) as error:
+                    failures.append(error)
+                except OSError as error:
+                    failures.append(ConnectFailedError(f"{path}: {error.strerror or error}"))
+                    if path == self.path and not passing(error):
+                        raise failures[-1] from None
+            patience *= 2
+            if not backoff.sleep():
+                raise failures[0]
+
+    def _greeted(self, path: str, deadline: float) -> Connection:
+        """The main connection over this path. Raises OSError when it cannot be had, and what `hello` raises."""
+        connection = Connection.attempt(path, self.caller)
+        try:
+            self.hello = connection.hello(self._name, deadline)
+        except TimedOutError:
+            self.endpoints.avoid(path)
+            raise
+        self.endpoints.learn(self.hello)
+        self._first = min(self.hello.coordinators, default=-1)
         self._connection = connection
         return connection
 
-    def _attached(self, deadline: float) -> Ring | None:
+    def _attached(self, turn: Turn) -> Ring | None:
         """The prefetching ring; None when it cannot be had at the moment."""
-        connection = self._connected(deadline)
+        connection = self._connected(turn)
         if self._ring is not None or not self.ring_may_be_had():
             return self._ring
         try:
-            ring = Ring.attach(connection, self._name, self._max_age_ms, self._patience(deadline))
-        except (ConnectionLostError, TimedOutError):
+            ring = Ring.attach(connection, self._name, self._max_age_ms, turn.until())
+        except TimedOutError:
+            self.endpoints.avoid(connection.path)
+            raise
+        except ConnectionLostError:
             raise
         except PharaohError:
             self._ring_retry_at = time.monotonic() + RING_RETRY_SECONDS
             return None
         self._keep(ring)
         # In this order: an id noted meanwhile finds the ring and raises its floor, or is seen here in `last`.
-        self._ring, self._first = ring, ring.coordinator
+        self._ring = ring
         self._behind = self.last > 0
         ring.raise_floor(self.last)
-        self.draw_from(ring.address, ring)
-        self.take = ring.take
+        self.draw_from(ring)
         return ring
 
     def ring_may_be_had(self) -> bool:
         """Whether a ring is there or worth asking for. Needs no lock."""
         return self._ring is not None or (self._rings_wanted and time.monotonic() >= self._ring_retry_at)
 
-    def _runs_once(self, count: int, deadline: float) -> list[tuple[int, int]]:
+    def _runs_once(self, count: int, turn: Turn) -> list[tuple[int, int]]:
         """At least one id and at most `count`, as runs (first id, how many)."""
-        ring = self._attached(deadline)
+        ring = self._attached(turn)
         if ring is not None:
             id = self._await_grant(ring)
             if id:
@@ -170,24 +223,24 @@ class Session(Source):
                 self._drop_main()
                 raise ConnectionLostError(f"the ring of coordinator {ring.coordinator}")
         before = self.last
-        runs = self._runs_by_socket(count, deadline)
-        if runs[0][0] <= before:  # this worker's clock is behind the one that issued `last`
-            runs = [(checked_id(self.ask("get_timestamp", [None, before], deadline)), 1)]
+        runs = self._runs_by_socket(count, turn)
+        if runs[0][0] <= before:  # it comes from a lower coordinator than `last` did, within the same millisecond
+            runs = [(checked_id(self.ask("get_timestamp", [None, before], turn)), 1)]
         self.accept(runs, before)
         return runs
 
     def more_runs(self, count: int) -> list[tuple[int, int]]:
         """As `_runs_once`, with the lock and the retries."""
-        with self.slow_path() as deadline:
-            return self.retry(deadline, lambda: self._runs_once(count, deadline))
+        return self.slowly(lambda turn: self._runs_once(count, turn))
 
     def _await_grant(self, ring: Ring) -> int:
         """An id from an empty ring, or 0 when none came within about 50 ms."""
         if self._behind:
-            # The last id came from elsewhere: tell this worker, or it may not reach that time for a while.
+            # Grants may still be below the last id for a while: this one is issued above it.
             self._behind = False
-            id = ring.strict(self.last)
+            id = ring.strict(self.last, False, STRICT_SLICE_NS)
             if id:
+                ring.raise_floor(id)
                 return id
         for slice_ns in _WAIT_SLICES_NS:
             ring.wait(slice_ns)
@@ -196,28 +249,25 @@ class Session(Source):
                 return id
         return 0
 
-    def _runs_by_socket(self, count: int, deadline: float) -> list[tuple[int, int]]:
+    def _runs_by_socket(self, count: int, turn: Turn) -> list[tuple[int, int]]:
         if count == 1:
-            return [(checked_id(self.ask("next_id", [], deadline)), 1)]
+            return [(checked_id(self.ask("next_id", [], turn)), 1)]
         asked = min(count, self.hello.limits["ids_per_request"])
-        return checked_runs(self.ask("next_ids", [asked], deadline), asked)
+        return checked_runs(self.ask("next_ids", [asked], turn), asked)
 
     def strict(self, method: str, key: bytes | None, after: int) -> int:
         """A strict id greater than `after`; `method` names the kind when the socket is asked. Takes the lock itself."""
-        with self.slow_path() as deadline:
-            return self.retry(deadline, lambda: self._strict_once(method, key, after, deadline))
+        return self.slowly(lambda turn: self._strict_once(method, key, after, turn))
 
-    def _strict_once(self, method: str, key: bytes | None, after: int, deadline: float) -> int:
+    def _strict_once(self, method: str, key: bytes | None, after: int, turn: Turn) -> int:
         """A strict id: by its coordinator's ring, else by the socket, whose worker knows where to forward it."""
-        ring = self._strict_ring(key, deadline)
+        ring = self._strict_ring(key, turn)
         if ring is not None:
-            id = ring.strict(after, keyless=key is None)
+            id = ring.strict(after, key is None, STRICT_SLICE_NS)
             if id:
-                return self.note_elsewhere(id, ring)
-        id = checked_id(self.ask(method, [key, after or None], deadline))
-        self.accept([(id, 1)], after)
-        if key is not None:
-            self._leave_silent_ring(self._number(key), parse(id, self.hello.layout).coordinator)
+                return self.note_strict(id)
+        id = self.accept_strict(self.ask(method, [key, after or None], turn), after)
+        self._leave_silent_ring(self._number(key), parse(id, self.hello.layout).coordinator)
         return id
 
     def _leave_silent_ring(self, number: int, server: int) -> None:
@@ -227,20 +277,20 @@ class Session(Source):
             self._forget(ring)
             self._strict_retry_at[number] = time.monotonic() + RING_RETRY_SECONDS
 
-    def _strict_ring(self, key: bytes | None, deadline: float) -> Ring | None:
+    def _strict_ring(self, key: bytes | None, turn: Turn) -> Ring | None:
         """A ring for a strict request that has not just failed; None when the socket has to serve."""
-        self._attached(deadline)
+        self._attached(turn)
         ring = self._rings.get(self._number(key))
         moved_to = ring.moved_to() if ring is not None and key is None else None
         if ring is not None and ring.lost():
             self._forget(ring)
-            self._attached(deadline)
+            self._attached(turn)
         elif moved_to in self.hello.coordinators:
             self._first = moved_to
         elif ring is not None:
             return None
         number = self._number(key)
-        return self._rings.get(number) or self._attach_strict(number, deadline)
+        return self._rings.get(number) or self._attach_strict(number, turn.deadline)
 
     def _number(self, key: bytes | None) -> int:
         """The coordinator that serves `key`; for None the host's first one, as far as known."""
@@ -252,9 +302,10 @@ class Session(Source):
 
     def _attach_strict(self, number: int, deadline: float) -> Ring | None:
         """A ring over the coordinator's own socket; None when it cannot be had."""
-        now = time.monotonic()
+        now, path = time.monotonic(), self.hello.endpoint(number)
         if (
             not self._rings_wanted
+            or self.endpoints.silent(path)
             or number not in self.hello.coordinators
             or len(self._rings) >= RINGS_MAX
             or now < self._strict_retry_at.get(number, 0.0)
@@ -262,7 +313,7 @@ class Session(Source):
             return None
         soon = min(deadline, now + _ATTACH_SECONDS_MAX)
         try:
-            connection = Connection.connect(self.hello.endpoint(number), soon)
+            connection = Connection.attempt(path, self.caller)
             try:
                 ring = Ring.attach(connection, self._name, self._max_age_ms, soon)
                 if ring.coordinator != number:
@@ -270,7 +321,7 @@ class Session(Source):
             except BaseException:
                 connection.close()
                 raise
-        except PharaohError:
+        except (PharaohError, OSError):
             self._strict_retry_at[number] = now + RING_RETRY_SECONDS
             return None
         self._keep(ring)
@@ -283,38 +334,52 @@ class Session(Source):
         if id > self.last:
             self.last = id
 
-    def note_elsewhere(self, id: int, ring: Ring | None) -> int:
+    def note_elsewhere(self, id: int) -> None:
         """Remembers an id that did not come out of the prefetching ring, whose older ids burn. Needs no lock."""
         self.note(id)
-        main = self._ring
-        if main is not None and main is not ring:
-            main.raise_floor(id)
+        ring = self._ring
+        if ring is not None:
+            ring.raise_floor(id)
             self._behind = True
-        return id
 
     def accept(self, runs: list[tuple[int, int]], before: int) -> None:
-        """Takes ids that came by socket; `before` is the last id before they were asked for. Needs no lock."""
+        """Takes ids of next_id by socket; `before` is the last id before they were asked for. Needs no lock."""
         if runs[0][0] <= before:
             raise RegressionError(f"{runs[0][0]} after {before}")
-        self.note_elsewhere(runs[-1][0] + runs[-1][1] - 1, None)
+        self.note_elsewhere(runs[-1][0] + runs[-1][1] - 1)
+
+    def after(self, after: int | None) -> int:
+        """What the next strict id must exceed when its caller said this. Raises InvalidArgumentError. Needs no lock."""
+        return lowest(after, self.last if self.causal else 0)
+
+    def note_strict(self, id: int) -> int:
+        """Takes a strict id, which only in a causal client is part of the order of the others. Needs no lock."""
+        if self.causal:
+            self.note_elsewhere(id)
+        return id
+
+    def accept_strict(self, result: object, after: int) -> int:
+        """The strict id of a reply. Raises ProtocolViolationError and RegressionError. Needs no lock."""
+        id = checked_id(result)
+        if id <= after:
+            raise RegressionError(f"{id} after {after}")
+        return self.note_strict(id)
 
     # --- letting go
 
-    def _start_anew(self) -> None:
-        """The state of a client that has no connection."""
-        self._lock = threading.Lock()
-        self._mark = fork_mark()
-        self._connection = None
-        self._rings: dict[int, Ring] = {}
-        self._strict_retry_at: dict[int, float] = {}
+    def _tidy(self) -> None:
+        """Lets everything go, whatever state it is in. Called in C; whatever interrupts it, it is called again."""
+        self.draw_from(None)
+        if self._connection is not None:
+            self._connection.close()
+        if self._ring is not None:
+            _close(self._ring)
+        for ring in list(self._rings.values()):
+            _close(ring)
+        self._connection = self._ring = None
+        self._rings = {}
+        self._strict_retry_at = {}
         self._ring_retry_at = 0.0
-        self._first = -1
-        self._forget_main_ring()
-
-    def _forget_main_ring(self) -> None:
-        self._ring = None
-        self.draw_from(0, None)
-        self.take = _no_ids
         self._behind = False
 
     def _keep(self, ring: Ring) -> None:
@@ -330,28 +395,20 @@ class Session(Source):
         if ring is self._ring:
             self._drop_main()
         else:
-            ring.connection.close()
-            self._first = self._ring.coordinator if self._ring is not None else -1
+            _close(ring)
 
     def _drop_main(self) -> None:
         """Lets the main connection go, and the ring that hangs on it."""
         ring, connection = self._ring, self._connection
-        self._forget_main_ring()
-        self._connection = None
-        if ring is not None and self._rings.get(ring.coordinator) is ring:
-            del self._rings[ring.coordinator]
+        self.draw_from(None)
+        self._connection = self._ring = None
+        self._behind = False
+        if ring is not None:
+            if self._rings.get(ring.coordinator) is ring:
+                del self._rings[ring.coordinator]
+            _close(ring)
         if connection is not None:
             connection.close()
-
-    def _drop_all(self) -> None:
-        self._drop_main()
-        for ring in list(self._rings.values()):
-            self._forget(ring)
-
-    def abandon(self) -> None:
-        """In a forked child: closes what is the parent's, without a word to the daemon, and starts anew."""
-        self._drop_all()
-        self._start_anew()
 
 
 def passes(error: PharaohError) -> bool:
@@ -387,8 +444,13 @@ def checked_runs(result: object, asked: int) -> list[tuple[int, int]]:
     return runs
 
 
-def _no_ids(_buffer: IdBuffer, _count: int) -> int:
-    return 0
+def _do_nothing() -> None:
+    pass
+
+
+def _close(ring: Ring) -> None:
+    ring.connection.close()
+    ring.close()
 
 
 _sessions: weakref.WeakSet[Session] = weakref.WeakSet()
@@ -396,7 +458,7 @@ _sessions: weakref.WeakSet[Session] = weakref.WeakSet()
 
 def _after_fork_in_child() -> None:
     for session in list(_sessions):
-        session.abandon()
+        session.locked(_do_nothing)  # which begins by letting go of what is the parent's
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)

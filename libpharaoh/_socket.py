@@ -1,12 +1,15 @@
 """A blocking connection to one socket of the daemon: one exchange at a time, every wait bounded by a deadline.
 
-Not locked: the client that owns a connection sees to it that one thread uses it at a time. A connection that timed out,
-broke or received nonsense is closed for good, so that no late reply is ever taken for another request's.
+Invariants
+- One thread uses a connection at a time: the client that owns it sees to that.
+- A connection that timed out, broke or received nonsense is closed for good, so that no late reply is ever taken for
+  another request's.
+- Only the process for which a connection is made connects it, writes to it and reads from it. A child of a fork
+  that no hook has seen, in the middle of any call, leaves its parent's exchange alone.
 """
 
 from __future__ import annotations
 
-import array
 import errno
 import os
 import random
@@ -16,7 +19,8 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from libpharaoh._framing import MSGID_END, ReplyDecoder, encode_request
+from libpharaoh import _native
+from libpharaoh._framing import MSGID_END, Reply, ReplyDecoder, encode_request
 from libpharaoh.errors import (
     ConnectFailedError,
     ConnectionLostError,
@@ -29,8 +33,8 @@ from libpharaoh.scarab import Layout
 
 PROTOCOL = 1
 SOCKET_PATH_BYTES_MAX = 107
-_RECEIVE_BYTES = 65536
-_DESCRIPTORS_MAX = 8
+SILENT_SECONDS = 1.0
+"""How long a socket on which nobody answered is asked last."""
 _PASSING = {errno.ECONNREFUSED, errno.ENOENT, errno.EAGAIN, errno.ECONNRESET, errno.EINTR}
 
 
@@ -112,11 +116,47 @@ def parse_hello(result: Any) -> Hello:
         raise ProtocolViolationError(f"hello: {type(error).__name__}: {error}") from None
 
 
-class Connection:
-    """One connected socket. Made by `connect`."""
+class Endpoints:
+    """The sockets of one host's workers: the client's path, and once hello was answered the coordinators' own.
 
-    def __init__(self, sock: socket.socket, path: str) -> None:
+    Threads may share it without a lock.
+    """
+
+    def __init__(self, path: str) -> None:
         self.path = path
+        self._own: list[str] = []
+        self._silent_until: dict[str, float] = {}
+
+    def learn(self, hello: Hello) -> None:
+        """Takes in which sockets there are. Each client has an order of its own: one dead worker's are to spread."""
+        paths = [hello.endpoint(number) for number in hello.coordinators]
+        if set(paths) != set(self._own):
+            random.shuffle(paths)
+            self._own = paths
+
+    def to_ask(self) -> list[str]:
+        """Where to connect, in turn: the path first, and whoever was silent within the last second at the end."""
+        return sorted([self.path, *self._own], key=self.silent)
+
+    def silent(self, path: str) -> bool:
+        """Whether nobody answered there within the last second."""
+        return self._silent_until.get(path, 0.0) > time.monotonic()
+
+    def avoid(self, *paths: str) -> None:
+        """Nobody answered there."""
+        until = time.monotonic() + SILENT_SECONDS
+        for path in paths:
+            self._silent_until[path] = until
+
+
+class Connection:
+    """One connected socket. Made by `connect` or `attempt`."""
+
+    def __init__(self, sock: socket.socket, path: str, process: int) -> None:
+        self.path = path
+        self._process = process
+        self.answered_at = time.monotonic()
+        """When the other end was last known to live."""
         self._socket = sock
         self._decoder = ReplyDecoder()
         self._msgid = 0
@@ -128,15 +168,23 @@ class Connection:
         """Connects, with back-off while the daemon is absent or busy. Raises ConnectFailedError."""
         backoff = Backoff(deadline)
         while True:
-            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
             try:
-                sock.settimeout(max(deadline - time.monotonic(), 0.001))
-                sock.connect(path)
-                return cls(sock, path)
+                return cls.attempt(path)
             except OSError as error:
-                sock.close()
                 if not passing(error) or not backoff.sleep():
                     raise ConnectFailedError(f"{path}: {error.strerror or error}") from None
+
+    @classmethod
+    def attempt(cls, path: str, process: int | None = None) -> Connection:
+        """Connects at once, in the name of a process, or else this one. Raises OSError."""
+        process = _native.process() if process is None else process
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+        try:
+            _native.connect(sock, os.fsencode(path), process)
+            return cls(sock, path, process)
+        except BaseException:
+            sock.close()
+            raise
 
     def hello(self, name: str, deadline: float) -> Hello:
         """Introduces this client. Raises ProtocolViolationError and what `request` raises; then it is closed."""
@@ -149,19 +197,19 @@ class Connection:
     def request(self, method: str, params: list[Any], deadline: float) -> Any:
         """One exchange. Raises the reply's error, TimedOutError, ConnectionLostError or ProtocolViolationError."""
         result, descriptors = self._exchange(method, params, deadline)
-        if descriptors:
-            _close_all(descriptors)
+        if descriptors is not None:
             self.close()
             raise ProtocolViolationError(f"{method} came with {len(descriptors)} descriptors")
         return result
 
-    def request_descriptors(self, method: str, params: list[Any], count: int, deadline: float) -> tuple[Any, list[int]]:
-        """One exchange whose reply carries `count` descriptors, which are the caller's to close."""
+    def request_descriptors(
+        self, method: str, params: list[Any], count: int, deadline: float
+    ) -> tuple[Any, _native.Descriptors]:
+        """One exchange whose reply carries `count` descriptors."""
         result, descriptors = self._exchange(method, params, deadline)
-        if len(descriptors) != count:
-            _close_all(descriptors)
+        if descriptors is None or len(descriptors) != count:
             self.close()
-            raise ProtocolViolationError(f"{method} came with {len(descriptors)} descriptors, not {count}")
+            raise ProtocolViolationError(f"{method} came with {len(descriptors or ())} descriptors, not {count}")
         return result, descriptors
 
     def hung_up(self) -> bool:
@@ -176,66 +224,36 @@ class Connection:
         """Closes this process's descriptor only: a forked child that closes leaves its parent's connection alone."""
         self._socket.close()
 
-    def _exchange(self, method: str, params: list[Any], deadline: float) -> tuple[Any, list[int]]:
+    def _exchange(self, method: str, params: list[Any], deadline: float) -> tuple[Any, _native.Descriptors | None]:
         if self.closed:
             raise ConnectionLostError(self.path)
         self._msgid = (self._msgid + 1) % MSGID_END
-        descriptors: list[int] = []
         try:
-            self._wait_at_most(deadline)
-            self._socket.sendall(encode_request(self._msgid, method, params))
-            return self._await_reply(method, deadline, descriptors), descriptors
+            _native.send(self._socket, encode_request(self._msgid, method, params), deadline, self._process)
+            reply, descriptors = self._await_reply(method, deadline)
         except OSError as error:
-            self._fail(descriptors)
+            self.close()
             if isinstance(error, TimeoutError):
                 raise TimedOutError(f"{method} on {self.path}") from None
             raise ConnectionLostError(f"{method} on {self.path}: {error.strerror or error}") from None
-        except (ProtocolViolationError, ConnectionLostError):
-            self._fail(descriptors)
-            raise
-        except PharaohError:  # the reply's own: the connection is still in step
-            _close_all(descriptors)
-            raise
         except BaseException:  # a KeyboardInterrupt leaves a reply under way
-            self._fail(descriptors)
+            self.close()
             raise
+        self.answered_at = time.monotonic()
+        if reply.error is not None:
+            raise reply.error
+        return reply.result, descriptors
 
-    def _await_reply(self, method: str, deadline: float, descriptors: list[int]) -> Any:
+    def _await_reply(self, method: str, deadline: float) -> tuple[Reply, _native.Descriptors | None]:
+        descriptors = None
         while True:
-            self._wait_at_most(deadline)
-            data = self._receive(descriptors)
+            data, came = _native.receive(self._socket, deadline, self._process)
             if not data:
                 raise ConnectionLostError(f"{method} on {self.path}: closed by the daemon")
+            descriptors = came if len(came) else descriptors
             replies = self._decoder.feed(data)
             if not replies:
                 continue
             if len(replies) > 1 or replies[0].msgid != self._msgid:
                 raise ProtocolViolationError(f"{method} was answered with replies to other requests")
-            if replies[0].error is not None:
-                raise replies[0].error
-            return replies[0].result
-
-    def _receive(self, descriptors: list[int]) -> bytes:
-        space = socket.CMSG_SPACE(_DESCRIPTORS_MAX * array.array("i").itemsize)
-        data, ancillary, _, _ = self._socket.recvmsg(_RECEIVE_BYTES, space, socket.MSG_CMSG_CLOEXEC)
-        for level, kind, payload in ancillary:
-            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                numbers = array.array("i")
-                numbers.frombytes(payload[: len(payload) - len(payload) % numbers.itemsize])
-                descriptors.extend(numbers)
-        return data
-
-    def _wait_at_most(self, deadline: float) -> None:
-        left = deadline - time.monotonic()
-        if left <= 0:
-            raise TimeoutError
-        self._socket.settimeout(left)
-
-    def _fail(self, descriptors: list[int]) -> None:
-        _close_all(descriptors)
-        self.close()
-
-
-def _close_all(descriptors: list[int]) -> None:
-    while descriptors:
-        os.close(descriptors.pop())
+            return replies[0], descriptors

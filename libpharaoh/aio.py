@@ -8,6 +8,10 @@
 
 An id that is at hand in shared memory is taken without leaving the event loop. An empty ring is waited for in a thread
 of the loop's executor; requests by socket share one connection of this client, any number at a time.
+
+A child of `os.fork` may go on using a client in an event loop of its own; its ids are never its parent's. A call that
+is under way when a process forks belongs to the parent, also when the fork is in a signal's handler in the middle of
+it. The child must leave the running loop alone, and make new calls in a new one.
 """
 
 from __future__ import annotations
@@ -23,9 +27,9 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from libpharaoh import _calls
-from libpharaoh._calls import Call, Route, Schema, SchemaVersion, Token, checked_key, lowest
+from libpharaoh._calls import Call, Route, Schema, SchemaVersion, Token, checked_key
 from libpharaoh._framing import MSGID_END, ReplyDecoder, encode_request
-from libpharaoh._session import Session, checked_id, checked_runs, passes, telling
+from libpharaoh._session import PATIENCE_SECONDS, Session, Turn, checked_id, checked_runs, passes, telling
 from libpharaoh._socket import PROTOCOL, Backoff, Hello, parse_hello, passing
 from libpharaoh.client import IDS_PER_CALL_MAX, Client, new_session
 from libpharaoh.errors import (
@@ -49,12 +53,13 @@ async def connect(
     timeout: float = 5.0,
     max_age_ms: int | None = None,
     rings: bool = True,
+    causal: bool = False,
 ) -> AsyncClient:
     """Connects to the host's daemon; arguments and errors are those of `libpharaoh.connect`.
 
     >>> client = await aio.connect()                # doctest: +SKIP
     """
-    session = new_session(path, name, timeout, max_age_ms, rings)
+    session = new_session(path, name, timeout, max_age_ms, rings, causal)
     await _in_thread(session.connect)
     return AsyncClient(session, name, timeout)
 
@@ -262,56 +267,87 @@ class AsyncClient:
         self._connecting = asyncio.Lock()
         self._turn = asyncio.Lock()
 
-    async def _retry(self, attempt: Callable[[float], Awaitable[_T]]) -> _T:
-        """Repeats a request for as long as its error may pass. `attempt` is given the deadline."""
+    async def _retry(self, attempt: Callable[[Turn], Awaitable[_T]]) -> _T:
+        """As `Session.retry`."""
         backoff = Backoff(time.monotonic() + self._timeout)
         told: PharaohError | None = None
+        patience = PATIENCE_SECONDS
         while True:
             try:
-                return await attempt(backoff.deadline)
+                return await attempt(Turn(backoff.deadline, patience))
             except PharaohError as error:
                 pause = backoff.next_pause() if passes(error) else None
                 if pause is None:
                     raise telling(error, told) from None
                 told = telling(error, told)
                 await asyncio.sleep(pause)
+                patience *= 2
 
-    async def _runs_once(self, count: int, deadline: float) -> list[tuple[int, int]]:
+    async def _runs_once(self, count: int, turn: Turn) -> list[tuple[int, int]]:
         before = self._session.last
         if count == 1:
-            runs = [(checked_id(await self._ask("next_id", [], deadline)), 1)]
+            runs = [(checked_id(await self._ask("next_id", [], turn)), 1)]
         else:
             asked = min(count, self._session.hello.limits["ids_per_request"])
-            runs = checked_runs(await self._ask("next_ids", [asked], deadline), asked)
-        if runs[0][0] <= before:  # this worker's clock is behind the one that issued the last id
-            runs = [(checked_id(await self._ask("get_timestamp", [None, before], deadline)), 1)]
+            runs = checked_runs(await self._ask("next_ids", [asked], turn), asked)
+        if runs[0][0] <= before:  # it comes from a lower coordinator than the last one, within the same millisecond
+            runs = [(checked_id(await self._ask("get_timestamp", [None, before], turn)), 1)]
         self._session.accept(runs, before)
         return runs
 
     async def _strict(self, method: str, key: bytes | None, after: int | None) -> int:
-        return await self._retry(partial(self._strict_once, method, key, lowest(after, self._session.last)))
+        return await self._retry(partial(self._strict_once, method, key, self._session.after(after)))
 
-    async def _strict_once(self, method: str, key: bytes | None, after: int, deadline: float) -> int:
-        id = checked_id(await self._ask(method, [key, after or None], deadline))
-        self._session.accept([(id, 1)], after)
-        return id
+    async def _strict_once(self, method: str, key: bytes | None, after: int, turn: Turn) -> int:
+        return self._session.accept_strict(await self._ask(method, [key, after or None], turn), after)
 
     async def _call(self, call: Call[_T]) -> _T:
-        return call.checked(await self._retry(partial(self._ask, call.method, call.params)))
+        """As `Session.call`."""
 
-    async def _ask(self, method: str, params: list[Any], deadline: float) -> Any:
-        pipeline = await self._connected(deadline)
-        # A third of the timeout, so that a worker that hangs leaves time to ask another one.
-        patience = min(deadline, time.monotonic() + self._timeout / 3)
-        return await pipeline.request(method, params, patience)
+        async def attempt(turn: Turn) -> Any:
+            if time.monotonic() - (await self._connected(turn)).answered_at > PATIENCE_SECONDS:
+                await self._ask("ping", [], turn)
+            return await self._ask(call.method, call.params, Turn(turn.deadline, self._timeout / 3))
 
-    async def _connected(self, deadline: float) -> _Pipeline:
+        return call.checked(await self._retry(attempt))
+
+    async def _ask(self, method: str, params: list[Any], turn: Turn) -> Any:
+        pipeline = await self._connected(turn)
+        try:
+            return await pipeline.request(method, params, turn)
+        except TimedOutError:
+            self._session.endpoints.avoid(pipeline.path, pipeline.own_path)
+            raise
+
+    async def _connected(self, turn: Turn) -> _Pipeline:
+        """As `Session._connected`."""
         async with self._connecting:
             if self._session.closed:
                 raise ClientClosedError
             if self._pipeline is None or self._pipeline.broken is not None:
-                self._pipeline = await _Pipeline.connect(self._session.path, self._name, deadline)
+                self._pipeline = await self._pipeline_to_somebody(turn.deadline)
             return self._pipeline
+
+    async def _pipeline_to_somebody(self, deadline: float) -> _Pipeline:
+        endpoints = self._session.endpoints
+        backoff, patience = Backoff(deadline), PATIENCE_SECONDS
+        while True:
+            failures: list[PharaohError] = []
+            for path in endpoints.to_ask():
+                try:
+                    return await _Pipeline.connect(path, self._name, Turn(deadline, patience))
+                except (ConnectionLostError, TimedOutError) as error:
+                    failures.append(error)
+                    endpoints.avoid(path)
+                except OSError as error:
+                    failures.append(ConnectFailedError(f"{path}: {error.strerror or 'timed out'}"))
+                    if path == endpoints.path and not passing(error):
+                        raise failures[-1] from None
+            patience *= 2
+            pause = backoff.next_pause()
+            if pause is None:
+                raise failures[0]
+            await asyncio.sleep(pause)
 
 
 async def _in_thread(function: Callable[[], _T]) -> _T:
@@ -321,33 +357,31 @@ async def _in_thread(function: Callable[[], _T]) -> _T:
 class _Pipeline:
     """One connection with many requests under way, told apart by msgid."""
 
+    own_path: str
+    """That of the coordinator at the other end."""
+
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, path: str) -> None:
         self.broken: PharaohError | None = None
-        self._reader, self._writer, self._path = reader, writer, path
+        """Why no more requests can be made."""
+        self.path = path
+        self.answered_at = time.monotonic()
+        self._reader, self._writer = reader, writer
         self._msgid = 0
         self._waiting: dict[int, asyncio.Future[Any]] = {}
         self._slots = asyncio.Semaphore(1)
         self._reading = asyncio.create_task(self._read())
 
     @classmethod
-    async def connect(cls, path: str, name: str, deadline: float) -> _Pipeline:
-        """Connects with back-off and says hello. Raises ConnectFailedError and what `request` raises."""
-        backoff = Backoff(deadline)
-        while True:
-            try:
-                async with asyncio.timeout(deadline - time.monotonic()):
-                    pipeline = cls(*await asyncio.open_unix_connection(path), path)
-                break
-            except OSError as error:  # TimeoutError among them
-                pause = backoff.next_pause() if passing(error) else None
-                if pause is None:
-                    raise ConnectFailedError(f"{path}: {error.strerror or 'timed out'}") from None
-                await asyncio.sleep(pause)
+    async def connect(cls, path: str, name: str, turn: Turn) -> _Pipeline:
+        """Connects and says hello. Raises OSError and what `request` raises."""
+        async with asyncio.timeout(turn.until() - time.monotonic()):
+            pipeline = cls(*await asyncio.open_unix_connection(path), path)
         try:
-            hello = parse_hello(await pipeline.request("hello", [name, PROTOCOL], deadline))
+            hello = parse_hello(await pipeline.request("hello", [name, PROTOCOL], turn))
         except BaseException as error:
             await pipeline.close(error if isinstance(error, PharaohError) else ConnectionLostError(path))
             raise
+        pipeline.own_path = hello.endpoint(hello.coordinator)
         pipeline.allow(hello.limits.get("in_flight", 1))
         return pipeline
 
@@ -355,16 +389,17 @@ class _Pipeline:
         """How many requests may be under way at once, from now on; hello alone before."""
         self._slots = asyncio.Semaphore(in_flight)
 
-    async def request(self, method: str, params: list[Any], deadline: float) -> Any:
+    async def request(self, method: str, params: list[Any], turn: Turn) -> Any:
         """One exchange. Its late reply is dropped when it was cancelled or its time was over."""
         try:
-            async with asyncio.timeout(deadline - time.monotonic()), self._slots:
-                return await self._exchange(method, params)
+            async with asyncio.timeout(turn.deadline - time.monotonic()), self._slots:
+                async with asyncio.timeout(turn.until() - time.monotonic()):
+                    return await self._exchange(method, params)
         except TimeoutError:
-            error = TimedOutError(f"{method} on {self._path}")
-            # A peer that does not answer one request answers none: the others fail now and ask elsewhere.
-            await self.close(error)
-            raise error from None
+            # The next request goes elsewhere. Those under way keep their own patience: a dense one has more of it.
+            self.broken = self.broken or TimedOutError(f"{method} on {self.path}")
+            self._close_if_idle()
+            raise TimedOutError(f"{method} on {self.path}") from None
 
     async def _exchange(self, method: str, params: list[Any]) -> Any:
         if self.broken is not None:
@@ -377,19 +412,21 @@ class _Pipeline:
             await self._writer.drain()
             return await reply
         except OSError as error:
-            raise ConnectionLostError(f"{method} on {self._path}: {error.strerror or error}") from None
+            raise ConnectionLostError(f"{method} on {self.path}: {error.strerror or error}") from None
         finally:
             # A cancelled request stays known: its reply is still to come, and to be dropped.
             if reply.done() and not reply.cancelled():
                 self._waiting.pop(msgid, None)
             else:
                 reply.cancel()
+            self._close_if_idle()
 
     async def _read(self) -> None:
         decoder = ReplyDecoder()
-        error: PharaohError = ConnectionLostError(f"{self._path}: closed by the daemon")
+        error: PharaohError = ConnectionLostError(f"{self.path}: closed by the daemon")
         try:
             while data := await self._reader.read(_READ_BYTES):
+                self.answered_at = time.monotonic()
                 for reply in decoder.feed(data):
                     waiting = self._waiting.pop(reply.msgid, None)
                     if waiting is None:
@@ -401,10 +438,15 @@ class _Pipeline:
                     else:
                         waiting.set_result(reply.result)
         except OSError as cause:
-            error = ConnectionLostError(f"{self._path}: {cause.strerror or cause}")
+            error = ConnectionLostError(f"{self.path}: {cause.strerror or cause}")
         except ProtocolViolationError as violation:
             error = violation
         self._fail(error)
+
+    def _close_if_idle(self) -> None:
+        """Closes what is of no more use, once nobody waits for a reply of it."""
+        if self.broken is not None and all(reply.done() for reply in self._waiting.values()):
+            self._fail(self.broken)
 
     def _fail(self, error: PharaohError) -> None:
         if self.broken is None:

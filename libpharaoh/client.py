@@ -9,8 +9,9 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from libpharaoh import _calls, _native
-from libpharaoh._calls import Call, Route, Schema, SchemaVersion, Token, checked_key, lowest
-from libpharaoh._ring import id_buffer
+from libpharaoh._calls import Call, Route, Schema, SchemaVersion, Token, checked_key
+from libpharaoh._native import guarded
+from libpharaoh._ring import STRICT_SLICE_NS
 from libpharaoh._session import Session
 from libpharaoh._socket import Hello, checked_path
 from libpharaoh.errors import InvalidArgumentError
@@ -23,6 +24,7 @@ _ONE = array.array("Q", (0,))
 _T = TypeVar("_T")
 
 
+@guarded
 def connect(
     path: str | os.PathLike[str] | None = None,
     *,
@@ -30,6 +32,7 @@ def connect(
     timeout: float = 5.0,
     max_age_ms: int | None = None,
     rings: bool = True,
+    causal: bool = False,
 ) -> Client:
     """Connects to the host's daemon.
 
@@ -38,6 +41,11 @@ def connect(
     timeout: seconds that a call may wait in all, reconnecting included.
     max_age_ms: how old (1 to 10000) an id of `next_id` may be when it is handed out; default: the daemon's setting.
     rings: False forgoes shared memory and asks for everything over the socket.
+    causal: True makes one order of all ids of this client. Every id is then greater than every id that a call of any
+        method and any key returned earlier on this client. Without it, ids of `next_id` and `next_ids` rise among
+        themselves, and ids of strict calls (`get_timestamp` and its kin) rise per key, or without a key; between these
+        nothing is promised unless the caller passes `after`. The order costs up to a millisecond for each step from a
+        higher coordinator to a lower one, and what has been prefetched for each strict id.
 
     Raises ConnectFailedError when the daemon cannot be reached within the timeout, InvalidArgumentError.
 
@@ -45,13 +53,17 @@ def connect(
     >>> with libpharaoh.connect() as client:        # doctest: +SKIP
     ...     print(libpharaoh.parse(client.next_id()))
     """
-    session = new_session(path, name, timeout, max_age_ms, rings)
+    session = new_session(path, name, timeout, max_age_ms, rings, causal)
     session.connect()
     return Client(session)
 
 
 class Client(_native.Client):
     """A client of the host's daemon, made by `connect`. Threads may share it; a forked child may go on using it.
+
+    A signal's handler may raise, or fork, in the middle of any call. Parent and child never return the same value: in
+    the child the call begins again, so that a dense one without a token may leave a gap. A handler that itself uses the
+    client in the middle of a call of its thread may get ClientBusyError; `close` takes effect when that call ends.
 
     >>> client = libpharaoh.connect()               # doctest: +SKIP
     >>> client.next_id() < client.next_id()         # doctest: +SKIP
@@ -62,8 +74,11 @@ class Client(_native.Client):
     _session: Session
     """Set by the base, as `next_id` is its method."""
 
+    @guarded
     def next_ids(self, n: int) -> array.array[int]:
         """`n` (1 to 2**24) unique, increasing ids: an array('Q'), which NumPy and others read as a buffer of uint64.
+
+        They are greater than all that `next_id` and `next_ids` returned before.
 
         The timeout holds for each wait, not for the whole batch. Raises InvalidArgumentError and what next_id raises.
 
@@ -73,24 +88,23 @@ class Client(_native.Client):
         """
         whole_number(n, "n", 1, IDS_PER_CALL_MAX)
         ids = _ONE * n  # array("Q", bytes(8 * n)) writes all of it twice
-        filled = 0
-        with id_buffer(ids) as buffer:
-            while True:
-                taken = self._session.take(buffer + filled, n - filled)
-                if taken:
-                    filled += taken
-                    self._session.note(ids[filled - 1])
-                if filled == n:
-                    return ids
-                for first, count in self._session.more_runs(n - filled):
-                    ids[filled : filled + count] = array.array("Q", range(first, first + count))
-                    filled += count
+        filled = self._session.take(ids, 0)
+        while filled < n:
+            for first, count in self._session.more_runs(n - filled):
+                ids[filled : filled + count] = array.array("Q", range(first, first + count))
+                filled += count
+            filled += self._session.take(ids, filled)
+        return ids
 
+    @guarded
     def get_timestamp(self, key: str | bytes | None = None, *, after: int | None = None) -> int:
         """An id that is issued now: if this call began after another one returned, its id is the greater one.
 
         That holds between all clients of the host for calls without a key, and between all clients of the cluster for
-        calls with the same key. `after` is an id that the answer must exceed, for causal order across keys.
+        calls with the same key, also when another coordinator stands in for the key's own. It does not hold between
+        different keys, nor between these ids and those of `next_id`. For that there is `after`, an id that the answer
+        must exceed; `connect(causal=True)` passes the client's last one with every call. An `after` in the future is
+        waited for; one beyond the daemon's `clock.after_ms_max` is refused.
 
         Raises InvalidArgumentError, KeyTooLongError, AfterTooFarError, WrongCoordinatorError when another host owns
         the key, and retryable errors when no coordinator answers in time.
@@ -100,6 +114,7 @@ class Client(_native.Client):
         """
         return self._strict("get_timestamp", None if key is None else checked_key(key, self._session.hello), after)
 
+    @guarded
     def begin_transaction(self, key: str | bytes, *, after: int | None = None) -> int:
         """A transaction's id, issued now by the key's coordinator: `get_timestamp` with a key, and its promises.
 
@@ -109,6 +124,7 @@ class Client(_native.Client):
         """
         return self._strict("begin_transaction", checked_key(key, self._session.hello), after)
 
+    @guarded
     def create_session(self, client_id: str | bytes, *, after: int | None = None) -> int:
         """The id of a new session of `client_id`, greater than those of its earlier ones; as `begin_transaction`.
 
@@ -120,6 +136,7 @@ class Client(_native.Client):
         """
         return self._strict("create_session", checked_key(client_id, self._session.hello), after)
 
+    @guarded
     def next_event_id(self, table: str | bytes, *, after: int | None = None) -> int:
         """An id for a change to `table`, greater than those of its earlier changes; as `begin_transaction`.
 
@@ -129,6 +146,7 @@ class Client(_native.Client):
         """
         return self._strict("next_event_id", checked_key(table, self._session.hello), after)
 
+    @guarded
     def join_group(self, group: str | bytes, member: str | bytes, *, token: Token | None = None) -> int:
         """The group's next generation: 1, 2, 3 ... without a gap, up to 2**31 - 1. Durable when it is returned.
 
@@ -141,6 +159,7 @@ class Client(_native.Client):
         """
         return self._call(_calls.join_group(group, member, token, self._session.hello))
 
+    @guarded
     def assign_offset(self, partition: str | bytes, count: int = 1, *, token: Token | None = None) -> int:
         """The first of `count` (1 to 2**31 - 1) offsets of `partition`, from 0, without a gap. Durable when returned.
 
@@ -162,6 +181,7 @@ class Client(_native.Client):
         """
         return self._call(_calls.assign_offset(partition, count, token, self._session.hello))
 
+    @guarded
     def register_schema(self, subject: str | bytes, schema: str | bytes, type: str | None = None) -> int:
         """The id (1 to 2**31 - 1) of this schema of `subject`: the same id for the same schema, so it may be repeated.
 
@@ -178,6 +198,7 @@ class Client(_native.Client):
         """
         return self._call(_calls.register_schema(subject, schema, type, self._session.hello))
 
+    @guarded
     def get_schema(self, id: int) -> Schema:
         """The schema that `register_schema` gave this id. Raises SchemaUnknownError and what register_schema raises.
 
@@ -186,6 +207,7 @@ class Client(_native.Client):
         """
         return self._call(_calls.get_schema(id))
 
+    @guarded
     def list_schemas(self, subject: str | bytes | None = None) -> list[SchemaVersion]:
         """The versions of a subject's schemas, or those of all subjects of this host, by subject and version.
 
@@ -201,6 +223,7 @@ class Client(_native.Client):
             rows += page
         return rows
 
+    @guarded
     def route(self, key: str | bytes) -> Route:
         """Which coordinator serves a key, on which host, and the path of its own socket when it is this one.
 
@@ -209,6 +232,7 @@ class Client(_native.Client):
         """
         return self._call(_calls.route(key, self._session.hello))
 
+    @guarded
     def cluster(self) -> dict[str, Any]:
         """The cluster as the daemon sees it, as in docs/protocol.md.
 
@@ -217,6 +241,7 @@ class Client(_native.Client):
         """
         return self._call(_calls.CLUSTER)
 
+    @guarded
     def ping(self) -> None:
         """Returns when the daemon has answered. Raises what next_id raises.
 
@@ -224,6 +249,7 @@ class Client(_native.Client):
         """
         self._call(_calls.PING)
 
+    @guarded
     def stats(self) -> dict[str, Any]:
         """The daemon's figures, as in docs/protocol.md.
 
@@ -249,6 +275,7 @@ class Client(_native.Client):
         """
         return self._session.hello.layout
 
+    @guarded
     def close(self) -> None:
         """Gives everything back; later calls raise ClientClosedError. May be called again.
 
@@ -263,12 +290,12 @@ class Client(_native.Client):
     def _strict(self, method: str, key: bytes | None, after: int | None) -> int:
         """An id issued now, by the ring of the key's coordinator if that is at hand."""
         session = self._session
-        low = lowest(after, session.last)
+        low = session.after(after)
         ring = session.strict_ring_at_hand(key)
         if ring is not None:
-            id = ring.strict(low, keyless=key is None)
+            id = ring.strict(low, key is None, STRICT_SLICE_NS)
             if id:
-                return session.note_elsewhere(id, ring)
+                return session.note_strict(id)
         return session.strict(method, key, low)
 
     def _call(self, call: Call[_T]) -> _T:
@@ -285,7 +312,7 @@ class Client(_native.Client):
 
 
 def new_session(
-    path: str | os.PathLike[str] | None, name: str, timeout: float, max_age_ms: int | None, rings: bool
+    path: str | os.PathLike[str] | None, name: str, timeout: float, max_age_ms: int | None, rings: bool, causal: bool
 ) -> Session:
     """A session, not yet connected. Raises InvalidArgumentError."""
     checked = checked_path(path if path is not None else os.environ.get("PHARAOH_SOCKET") or DEFAULT_SOCKET)
@@ -295,4 +322,4 @@ def new_session(
         raise InvalidArgumentError(f"timeout must be a positive number of seconds, not {timeout!r}")
     if max_age_ms is not None:
         whole_number(max_age_ms, "max_age_ms", 1, MAX_AGE_MS_MAX)
-    return Session(checked, name, timeout, max_age_ms, rings)
+    return Session(checked, name, timeout, max_age_ms, bool(rings), bool(causal))

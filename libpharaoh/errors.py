@@ -348,6 +348,16 @@ class InvalidArgumentError(ClientError):
     hint = "see the method's docstring"
 
 
+class ClientBusyError(ClientError):
+    """CLIENT_BUSY (6008): this client is in the middle of a call of this very thread."""
+
+    code = 6008
+    name = "CLIENT_BUSY"
+    retryable = False
+    message = "this client is in the middle of a call of this very thread"
+    hint = "let the signal's handler set a flag, and use the client outside of it"
+
+
 class SettingsError(StartError):
     """SETTINGS_INVALID (7001): the settings are not valid."""
 
@@ -656,6 +666,7 @@ by_code: dict[int, type[PharaohError]] = {
     6005: RegressionError,
     6006: ClientClosedError,
     6007: InvalidArgumentError,
+    6008: ClientBusyError,
     7001: SettingsError,
     7002: StateDirError,
     7003: RuntimeDirError,

@@ -26,18 +26,21 @@ from libpharaoh.errors import AfterTooFarError, ClientClosedError, InvalidArgume
 from libpharaoh.scarab import DEFAULT_LAYOUT, Layout, Scarab, compose, coordinator_for, parse, whole_number
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
-AFTER_MS_MAX = 10_000
+AFTER_MS_MAX = 1000
 _T = TypeVar("_T")
 
 
 class FakeClient:
-    """Has the methods of `libpharaoh.Client`; ids are unique and increasing within one FakeClient.
+    """Has the methods of `libpharaoh.Client`, and the order of its ids.
+
+    Those of `next_id` and `next_ids` rise, those of strict calls rise per coordinator. With causal=True all of them
+    rise, as with `connect(causal=True)`.
 
     Dense values, tokens and schemas are those of a daemon that begins with nothing, but Avro is only checked as JSON.
 
     start: the time of the first ids, an aware datetime or milliseconds since the layout's epoch. Time stands still
-    but for `advance` and for ids that no longer fit the millisecond. coordinator: the one that serves calls without a
-    key. modulus: how many coordinators the fake cluster has.
+    but for `advance`, for ids that no longer fit the millisecond, and for an `after` that has to be waited for.
+    coordinator: the one that serves calls without a key. modulus: how many coordinators the fake cluster has.
 
     >>> def reserve(client):
     ...     return client.get_timestamp("orders")
@@ -57,11 +60,15 @@ class FakeClient:
         coordinator: int = 0,
         modulus: int = 4,
         layout: Layout = DEFAULT_LAYOUT,
+        causal: bool = False,
     ) -> None:
         whole_number(modulus, "modulus", 1, layout.coordinator_count)
         whole_number(coordinator, "coordinator", 0, modulus - 1)
         first = parse(compose(start, layout=layout), layout)
-        self._ms, self._sequence = first.milliseconds, -1
+        self._ms = first.milliseconds
+        self._sequences: dict[int, int] = {}
+        """The last one of each coordinator in this millisecond."""
+        self._causal = causal
         self._hello = _hello(layout, coordinator, modulus)
         self._memory = Memory(self._hello)
         self._lock = threading.Lock()
@@ -93,17 +100,17 @@ class FakeClient:
         """As `Client.next_id`."""
         with self._lock:
             self._enter("next_id")
-            return self._issue(self._hello.coordinator)
+            return self._next()
 
     def next_ids(self, n: int) -> array.array[int]:
         """As `Client.next_ids`."""
         whole_number(n, "n", 1, IDS_PER_CALL_MAX)
         with self._lock:
             self._enter("next_ids")
-            return array.array("Q", (self._issue(self._hello.coordinator) for _ in range(n)))
+            return array.array("Q", (self._next() for _ in range(n)))
 
     def get_timestamp(self, key: str | bytes | None = None, *, after: int | None = None) -> int:
-        """As `Client.get_timestamp`; an `after` of more than ten seconds ahead raises AfterTooFarError."""
+        """As `Client.get_timestamp`; an `after` of more than a second ahead raises AfterTooFarError."""
         return self._strict("get_timestamp", None if key is None else checked_key(key, self._hello), after)
 
     def begin_transaction(self, key: str | bytes, *, after: int | None = None) -> int:
@@ -205,13 +212,14 @@ class FakeClient:
     def _strict(self, method: str, key: bytes | None, after: int | None) -> int:
         with self._lock:
             self._enter(method)
-            low = parse(lowest(after, self._last), self.layout)
-            if low.milliseconds > self._ms + AFTER_MS_MAX:
+            low = lowest(after, self._last if self._causal else 0)
+            if parse(low, self.layout).milliseconds > self._ms + AFTER_MS_MAX:
                 raise AfterTooFarError
-            if low.milliseconds > self._ms:
-                self._move_to(low.milliseconds)
             number = self._hello.coordinator if key is None else coordinator_for(key, self._hello.modulus)
-            return self._issue(number, low.to_int())
+            id = self._issue(number, low)
+            if self._causal:
+                self._last = id
+            return id
 
     def _call(self, call: Call[_T]) -> _T:
         with self._lock:
@@ -228,24 +236,26 @@ class FakeClient:
     def _move_to(self, ms: int) -> None:
         whole_number(ms, "the fake's time", 0, 2**self.layout.ms_bits - 1)
         if ms > self._ms:
-            self._ms, self._sequence = ms, -1
+            self._ms = ms
+            self._sequences.clear()
 
-    def _issue(self, coordinator: int, low: int = 0) -> int:
-        """The next id of `coordinator` that exceeds all earlier ones and `low`, in the next millisecond if need be."""
-        while True:
-            self._sequence += 1
-            if self._sequence == self.layout.sequence_count:
-                self._move_to(self._ms + 1)
-                continue
-            id = Scarab(self._ms, coordinator, self._sequence, self.layout).to_int()
-            if id > max(self._last, low):
-                self._last = id
-                return id
-            beyond = parse(max(self._last, low), self.layout)
-            if beyond.coordinator > coordinator:
-                self._move_to(self._ms + 1)
-            else:
-                self._sequence = beyond.sequence
+    def _next(self) -> int:
+        self._last = self._issue(self._hello.coordinator, self._last)
+        return self._last
+
+    def _issue(self, coordinator: int, low: int) -> int:
+        """The next id of `coordinator` that exceeds `low`, in a later millisecond if need be."""
+        least = parse(low, self.layout)
+        self._move_to(least.milliseconds)
+        sequence = self._sequences.get(coordinator, -1) + 1
+        if least.milliseconds == self._ms and least.coordinator == coordinator:
+            sequence = max(sequence, least.sequence + 1)
+        passed = least.milliseconds == self._ms and least.coordinator > coordinator
+        if passed or sequence == self.layout.sequence_count:
+            self._move_to(self._ms + 1)
+            sequence = 0
+        self._sequences[coordinator] = sequence
+        return Scarab(self._ms, coordinator, sequence, self.layout).to_int()
 
 
 class AsyncFakeClient:

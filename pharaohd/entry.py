@@ -10,7 +10,7 @@ import sys
 from importlib.util import find_spec
 
 # All of them, and first: fastavro is imported by the router alone, which would only fail again and again.
-PACKAGES = ("click", "fastavro", "posix_ipc", "setproctitle", "structlog")
+PACKAGES = ("cffi", "click", "fastavro", "posix_ipc", "setproctitle", "structlog")
 
 
 def require_packages(command: str) -> None:

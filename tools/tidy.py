@@ -38,7 +38,7 @@ STRANGERS = {
 
 # The only files of the product, or directories, that import a third-party package.
 THIRD_PARTY = {
-    "cffi": {"libpharaoh/_build.py", "pharaohd/_build.py"},
+    "cffi": {"pharaohd/_build.py"},
     "click": {"pharaohd/cli.py", "pharaohd/ctl/"},
     "fastavro": {"pharaohd/canonical.py"},
     "msgpack": {"libpharaoh/_framing.py"},

@@ -4,8 +4,10 @@
  * Invariants
  * - An id is claimed (next_id moved on) before it is returned, and `alive` is looked at after the claim: a child that
  *   was forked between the two finds the page wiped and gets nothing. A fork after the look is a fork after the call.
+ *   A call that claims more than once looks once more at its end.
  * - A grant is copied into this private page before the shared cursor moves over its slot.
- * - Ids leave a handle in increasing order: `floor` is the greatest one handed out by any other path.
+ * - Prefetched ids leave a handle in increasing order, and above `floor`. Strict ids are an order of their own: they
+ *   leave the floor alone, or each of them would burn what has been prefetched.
  * - Freshness: a grant's deadline is shortened by the coarse clock's resolution, so that the cheap clock's lag can only
  *   throw an id away too early.
  */
@@ -226,7 +228,7 @@ size_t ph_ring_take(struct ph_ring *ring, uint64_t *out, size_t count) {
         }
         taken += claimed;
     }
-    return taken;
+    return alive(ring) ? taken : 0; /* forked between two claims: the first ones are the parent's */
 }
 
 uint64_t ph_ring_next_locked(struct ph_ring *ring) {
@@ -342,9 +344,6 @@ uint64_t ph_ring_strict_locked(struct ph_ring *ring, uint64_t after, uint64_t fl
         }
     }
     ph_lock_release(&ring->strict_lock);
-    if (id != 0) {
-        ph_ring_raise_floor_locked(ring, id);
-    }
     return id;
 }
 

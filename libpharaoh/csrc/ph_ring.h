@@ -48,8 +48,9 @@ size_t ph_ring_take_locked(struct ph_ring *ring, uint64_t *out, size_t count);
 int ph_ring_wait_locked(struct ph_ring *ring, uint64_t timeout_ns);
 
 /*
- * A strict id: asked for now, answered now, greater than `after` (an id, or 0) and than every id that this ring has
- * handed out. Returns 0 on anything but success; see ph_ring_strict_status(), and ph_ring_status() for a lost ring.
+ * A strict id: asked for now, answered now, greater than `after` (an id, or 0). What has been prefetched stays, and may
+ * be lower: whoever wants one order of both raises the floor. Returns 0 on anything but success; see
+ * ph_ring_strict_status(), and ph_ring_status() for a lost ring.
  */
 uint64_t ph_ring_strict_locked(struct ph_ring *ring, uint64_t after, uint64_t flags, uint64_t timeout_ns);
 

@@ -1,13 +1,13 @@
 /*
  * A client that is killed, or forked past every hook, at each instruction of a pop (F10, F23). The parent is worker and
- * tracer: it lets a child take N single steps into ph_ring_next() and then strikes.
+ * tracer: it lets a child take N single steps into ph_ring_next() or ph_ring_take_locked() and then strikes.
  *
  * Invariants
  * - Killed anywhere: the worker finds nothing out of range, and what the dead client had not taken goes to nobody else.
- * - Forked before the pop's last look at `alive`: the child gets nothing, the parent gets its id. Where the last look
+ * - Forked before the pop's last look at `alive`: the child gets nothing, the parent gets its ids. Where the last look
  *   is, wiping the page without a fork tells: before it, the pop then returns nothing.
- * - Forked after it: the fork was one after the call, for the id lies in a register already; both return it. By then
- *   the id is claimed.
+ * - Forked after it: the fork was one after the call, for the result lies in a register already; both return it. By then
+ *   the ids are claimed.
  * - Whatever the child does afterwards, it gets nothing more, does not crash and harms its parent's ring in nothing.
  */
 #define _GNU_SOURCE
@@ -40,18 +40,25 @@ struct scene {
     uint64_t grants; /* published beforehand, of 4 ids each; the last one is opened to its middle first */
     unsigned pops_before;
     uint64_t grants_after; /* published after those pops */
-    int gets_id;
+    unsigned gets_ids;
+    unsigned take; /* how many ids are asked for at once, or 0 for a single one */
 };
 
-enum { AT_HAND = 1 };
+#define TAKE_MAX 16
+enum { AT_HAND = 1, TAKE_AT_HAND = 6 };
 static const struct scene scenes[] = {
-    {"the first grant is opened", 1, 0, 0, 1},  {"an id is at hand", 1, 1, 0, 1},  {"the low-water mark", 1, 2, 0, 1},
-    {"from one grant to the next", 3, 4, 0, 1}, {"the slots wrap", 64, 256, 2, 1}, {"the ring is empty", 1, 4, 0, 0},
+    {"the first grant is opened", 1, 0, 0, 1, 0}, {"an id is at hand", 1, 1, 0, 1, 0},
+    {"the low-water mark", 1, 2, 0, 1, 0},        {"from one grant to the next", 3, 4, 0, 1, 0},
+    {"the slots wrap", 64, 256, 2, 1, 0},         {"the ring is empty", 1, 4, 0, 0, 0},
+    {"two of one grant", 3, 1, 0, 2, 2},          {"three grants at once", 3, 1, 0, 11, TAKE_MAX},
+    {"take from an empty ring", 1, 4, 0, 0, 3},
 };
 
 /* What each process of one trial got, where its death does not take it. */
 struct shared {
     uint64_t first[2]; /* by role: 0 the client, 1 its forked child */
+    uint64_t last[2];
+    uint64_t count[2];
     uint64_t second[2];
     uint64_t status[2];
     uint64_t done[2];
@@ -91,19 +98,28 @@ static void publish(struct ph_producer *producer, struct ph_issuer *issuer, uint
     REQUIRE(ph_producer_refill(producer, &supply, ids) == ids);
 }
 
-static void client_main(struct ph_ring *ring, unsigned pops_before) {
+static void client_main(struct ph_ring *ring, const struct scene *scene) {
+    static uint64_t ids[TAKE_MAX];
     ssize_t nothing = write(-1, "", 0); /* the steps are to go through the pop, not through the dynamic linker */
     (void)nothing;
     monotonic_ns();
-    for (unsigned i = 0; i < pops_before; i++) {
+    for (unsigned i = 0; i < scene->pops_before; i++) {
         shared->before[shared->before_count++] = ph_ring_next(ring);
     }
     pid_t self = getpid();
     kill(self, SIGSTOP); /* the steps begin in here */
-    uint64_t id = ph_ring_next(ring);
+    uint64_t count = 0;
+    if (scene->take != 0) {
+        count = ph_ring_take_locked(ring, ids, scene->take);
+    } else {
+        ids[0] = ph_ring_next(ring);
+    }
     ph_store_relaxed(&shared->returned, 1);
     int role = getpid() != self;
-    shared->first[role] = id;
+    count = scene->take != 0 ? count : ids[0] != 0;
+    shared->count[role] = count;
+    shared->first[role] = count != 0 ? ids[0] : 0;
+    shared->last[role] = count != 0 ? ids[count - 1] : 0;
     kill(getpid(), SIGSTOP); /* and have ended by now */
     shared->second[role] = ph_ring_next(ring);
     shared->status[role] = (uint64_t)ph_ring_status(ring);
@@ -139,7 +155,7 @@ static void begin(struct trial *trial, const struct scene *scene) {
             _exit(1);
         }
         shared->ring = ring;
-        client_main(ring, scene->pops_before);
+        client_main(ring, scene);
     }
     REQUIRE(stopped_by(trial->client) == SIGSTOP);
     REQUIRE(ph_producer_demand(&trial->producer, monotonic_ns()) >= 0);
@@ -194,7 +210,7 @@ static void check_worker(struct trial *trial) {
     for (uint64_t i = 0; i < shared->before_count; i++) {
         CHECK(shared->before[i] != 0 && shared->before[i] < id);
     }
-    CHECK(shared->first[0] < id && shared->second[0] < id);
+    CHECK(shared->last[0] < id && shared->second[0] < id);
     ph_ring_close(ring);
     ph_producer_close(&other);
 }
@@ -230,10 +246,10 @@ static unsigned steps_to_return(pid_t pid) {
 }
 
 /* Wipes the page after so many steps into a pop. 0: it ended before; otherwise *left is what it still ran to an id. */
-static int wipe_at(unsigned steps, unsigned *left) {
+static int wipe_at(const struct scene *scene, unsigned steps, unsigned *left) {
     struct trial trial;
     new_trial(&trial);
-    begin(&trial, &scenes[AT_HAND]);
+    begin(&trial, scene);
     int in_pop = step(trial.client, steps);
     *left = 0;
     if (in_pop) {
@@ -252,11 +268,11 @@ static int wipe_at(unsigned steps, unsigned *left) {
  * The instructions at a pop's end that a wiped page no longer stops: those after the last look at `alive`. Tried more
  * than once: a clock that is being updated costs a trial a few steps, and with them the instruction that it was for.
  */
-static unsigned steps_after_look(void) {
+static unsigned steps_after_look(const struct scene *scene) {
     unsigned longest = 0;
     for (int round = 0; round < 4; round++) {
         unsigned left;
-        for (unsigned steps = 0; steps < STEPS_MAX && wipe_at(steps, &left); steps++) {
+        for (unsigned steps = 0; steps < STEPS_MAX && wipe_at(scene, steps, &left); steps++) {
             CHECK(steps > 0 || left == 0); /* at the first instruction the look lies ahead */
             longest = left > longest ? left : longest;
         }
@@ -288,7 +304,7 @@ static pid_t fork_client(pid_t client) {
 
 /* Runs a child that was forked in the middle of the pop to its end; returns the id that it got. */
 static uint64_t run_child(pid_t child) {
-    shared->first[1] = shared->second[1] = shared->status[1] = shared->done[1] = 0;
+    shared->first[1] = shared->count[1] = shared->second[1] = shared->status[1] = shared->done[1] = 0;
     go_on(child);
     int stop = stopped_by(child);
     CHECK_EQ_U64(stop, SIGSTOP);
@@ -324,15 +340,15 @@ static void fork_all_along(const struct scene *scene, unsigned after_look) {
     REQUIRE(stopped_by(trial.client) == SIGSTOP);
     run_out(trial.client);
     uint64_t id = shared->first[0];
-    CHECK_EQ_U64(id != 0, scene->gets_id);
+    CHECK_EQ_U64(shared->count[0], scene->gets_ids);
     for (unsigned i = 0; i < steps; i++) {
         int looked = id != 0 && steps - i <= after_look;
         CHECK_EQ_U64(got[i], looked ? id : 0);
-        CHECK(got[i] == 0 || unclaimed[i] > got[i]); /* claimed first, looked afterwards */
+        CHECK(got[i] == 0 || unclaimed[i] > shared->last[0]); /* claimed first, looked afterwards */
         children_with_id += got[i] != 0;
     }
     CHECK(steps > 20);
-    CHECK(shared->second[0] == 0 || shared->second[0] > id);
+    CHECK(shared->second[0] == 0 || shared->second[0] > shared->last[0]);
     check_worker(&trial);
     ph_producer_close(&trial.producer);
     printf("   %s: forked at %u instructions, %u of them after the last look\n", scene->name, steps, children_with_id);
@@ -361,9 +377,10 @@ static void test_killed_at_every_instruction(void) {
 }
 
 static void test_forked_at_every_instruction(void) {
-    unsigned after_look = steps_after_look();
+    unsigned after_pop = steps_after_look(&scenes[AT_HAND]);
+    unsigned after_take = steps_after_look(&scenes[TAKE_AT_HAND]);
     for (size_t i = 0; i < sizeof scenes / sizeof scenes[0]; i++) {
-        fork_all_along(&scenes[i], after_look);
+        fork_all_along(&scenes[i], scenes[i].take != 0 ? after_take : after_pop);
     }
 }
 

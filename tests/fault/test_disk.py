@@ -250,8 +250,10 @@ def test_a_file_taken_away_underneath(
             wait_until(lambda: daemon.worker(1).state == WorkerState.FAILED, "a refusal")
             assert daemon.worker(1).exit_code == end.exit_status
             rows = [drawer.rows() for drawer in on_1]
-            time.sleep(0.1)
-            assert rows == [drawer.rows() for drawer in on_1]
+            for drawer in on_1:
+                wait_until(more_rows(drawer), "its clients served by its sibling")
+            served = [run for drawer, row in zip(on_1, rows, strict=True) for run in drawer.runs(row)]
+            assert {coordinator for run in served for coordinator, *_ in ledger.pieces(run, LAYOUT)} == {0}
         for drawer in on_0:
             wait_until(more_rows(drawer), "the sibling's clients served")
         assert daemon.worker_pids()[0] == sibling

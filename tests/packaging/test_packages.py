@@ -29,7 +29,7 @@ pytestmark = pytest.mark.timeout(600)  # what is compiled and fetched takes long
 
 PYTHONS = sorted({"3.11", "3.12", "3.13", f"3.{sys.version_info.minor}"})
 PRODUCT = ("libpharaoh", "pharaohd")
-MODULES = {f"{name}.abi3.so" for name in ("libpharaoh/_core", "libpharaoh/_native", "pharaohd/_core")}
+MODULES = {f"{name}.abi3.so" for name in ("libpharaoh/_native", "pharaohd/_core")}
 
 PROBE = """
 import os, platform, sys, sysconfig
@@ -42,11 +42,11 @@ PARSE = """
 import json, sys
 from importlib.metadata import distributions
 import libpharaoh, libpharaoh.aio, libpharaoh.testing
-from libpharaoh import _core, _native
+from libpharaoh import _native
 assert issubclass(libpharaoh.Client, _native.Client)
 print(json.dumps({
     "parsed": repr(libpharaoh.parse(int(sys.argv[1]))),
-    "files": [_core.__file__, _native.__file__],
+    "files": [_native.__file__],
     "installed": [one.metadata["Name"] for one in distributions()],
 }))
 """
@@ -152,9 +152,9 @@ def test_the_wheel_holds_what_runs(built: Built) -> None:
     assert {name for name in built.names() if ".dist-info/" not in name} == wanted | MODULES
 
 
-def test_the_client_needs_two_packages(built: Built) -> None:
+def test_the_client_needs_one_package(built: Built) -> None:
     needed = [value for name, value in built.about("METADATA") if name == "Requires-Dist" and "extra ==" not in value]
-    assert sorted(re.split(r"\W", value)[0] for value in needed) == ["cffi", "msgpack"]
+    assert sorted(re.split(r"\W", value)[0] for value in needed) == ["msgpack"]
 
 
 def check_client(environment: Environment, id: int) -> None:
@@ -164,7 +164,7 @@ def check_client(environment: Environment, id: int) -> None:
     assert all(Path(file).is_relative_to(environment.bin.parent) for file in answer["files"])
     assert {f"libpharaoh/{Path(file).name}" for file in answer["files"]} <= MODULES
     installed = {re.sub(r"[-_.]+", "_", name).lower() for name in answer["installed"]}
-    assert installed >= {"pharaoh", "cffi", "msgpack"}
+    assert installed >= {"pharaoh", "msgpack"}
     assert not installed & set(PACKAGES)
 
 

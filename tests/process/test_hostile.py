@@ -243,7 +243,7 @@ class Attached:
     def __init__(self, daemon: Daemon) -> None:
         self.connection = Connection.connect(daemon.socket, time.monotonic() + PATIENCE_S)
         _, descriptors = self.connection.request_descriptors("attach", ["evil", None], 3, time.monotonic() + PATIENCE_S)
-        self.grants_fd, self.client_fd, self.doorbell_fd = descriptors
+        self.grants_fd, self.client_fd, self.doorbell_fd = descriptors.detach()
         self.client = mmap.mmap(self.client_fd, SEGMENT_BYTES)
 
     def ring(self) -> None:

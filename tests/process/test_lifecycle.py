@@ -78,8 +78,7 @@ def test_reload_takes_max_age(directory: Path) -> None:
         deadline = time.monotonic() + 30
         connection = Connection.connect(daemon.socket, deadline)
         result, descriptors = connection.request_descriptors("attach", ["x", None], 3, deadline)
-        for descriptor in descriptors:
-            os.close(descriptor)
+        descriptors.close()
         connection.close()
         return int(result["max_age_ms"])
 

@@ -175,7 +175,10 @@ def test_who_is_asked_stands_in_for_the_lost(directory: Path) -> None:
     """F31, F34: one after the other is lost for good. What any coordinator can serve the one that was asked serves;
     dense values wait for their own; the ids of a key rise all the while, whoever is asked (M).
     """
-    with Daemon(directory, coordinators=COORDINATORS) as daemon, libpharaoh.connect(daemon.socket) as client:
+    with (
+        Daemon(directory, coordinators=COORDINATORS) as daemon,
+        libpharaoh.connect(daemon.socket, causal=True) as client,
+    ):
         ids = [client.create_session(KEY_OF[1][0])]
         live = list(range(COORDINATORS))
         for lost in (1, 2, 3):

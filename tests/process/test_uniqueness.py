@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 import zlib
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -219,17 +220,29 @@ def test_next_id_by_socket_is_ordered_per_coordinator(directory: Path, effort: f
     assert check_real_time_order(ledgers) == 3 * calls
 
 
-def test_one_client_on_all_paths(directory: Path, effort: float) -> None:
-    """M per client: ids rise whatever path served each, prefetched ones after asked-for ones too."""
+@pytest.mark.parametrize("causal", [False, True])
+def test_one_client_on_all_paths(directory: Path, effort: float, causal: bool) -> None:
+    """M per client: ids of next_id rise, and those of each key. All ids of a causal client rise, by whatever path.
+
+    Prefetched ids are good for a second here, so that some are older than a strict id that came before them.
+    """
     ids: list[int] = []
+    fast: list[int] = []
+    strict: dict[str | None, list[int]] = defaultdict(list)
     keys = {zlib.crc32(key.encode()) % 3: key for key in "abcdefgh"}
     assert len(keys) == 3
-    with Daemon(directory, coordinators=3) as daemon, libpharaoh.connect(daemon.socket, max_age_ms=1000) as client:
+    with (
+        Daemon(directory, coordinators=3) as daemon,
+        libpharaoh.connect(daemon.socket, max_age_ms=1000, causal=causal) as client,
+    ):
         for _ in range(max(1, round(200 * effort))):
-            ids += [client.next_id(), client.next_id(), client.get_timestamp(), client.next_id()]
-            for key in keys.values():
-                ids += [client.get_timestamp(key), client.next_id(), *client.next_ids(10)]
-        strict = [worker.ids_strict for worker in daemon.workers()]
+            for key in (None, *keys.values()):
+                strict[key].append(client.get_timestamp(key))
+                fast += [client.next_id(), *client.next_ids(10)]
+                ids += [strict[key][-1], *fast[-11:]]
+        served = [worker.ids_strict for worker in daemon.workers()]
     assert len(ids) >= 50
-    assert all(strict)
-    assert all(before < after for before, after in itertools.pairwise(ids))
+    assert all(served)
+    assert len(set(ids)) == len(ids)
+    for one_order in (fast, *strict.values(), *([ids] if causal else [])):
+        assert all(before < after for before, after in itertools.pairwise(one_order))

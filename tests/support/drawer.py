@@ -49,7 +49,9 @@ def draw(client: Client, kind: str, batch: int) -> Sequence[int]:
 def connected(path: str, kind: str) -> Client:
     while True:
         with contextlib.suppress(PharaohError):
-            return libpharaoh.connect(path, name=f"drawer {kind}", timeout=1.0, rings=not kind.endswith("socket"))
+            # Causal: a ledger's ids are to rise over its keys.
+            rings, causal = not kind.endswith("socket"), kind in TIMED
+            return libpharaoh.connect(path, name=f"drawer {kind}", timeout=1.0, rings=rings, causal=causal)
         time.sleep(RETRY_S)
 
 

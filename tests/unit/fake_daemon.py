@@ -12,6 +12,7 @@ import ctypes
 import fcntl
 import mmap
 import os
+import re
 import socket
 import threading
 import time
@@ -23,7 +24,6 @@ from typing import Any, Self
 
 import msgpack
 
-from libpharaoh._core import lib
 from libpharaoh._memory import Memory
 from libpharaoh._socket import parse_hello
 from libpharaoh.errors import PharaohError
@@ -34,6 +34,21 @@ FUTEX_WAKE = 1
 F_ADD_SEALS, F_SEAL_SHRINK = 1033, 2
 GRANT_IDS = 100
 LIBC = ctypes.CDLL(None)
+
+_LAYOUT = (Path(__file__).parents[2] / "libpharaoh/csrc/ph_ring_layout.h").read_text()
+
+
+def constant(name: str) -> int:
+    """What the header says."""
+    found = re.search(rf"\b{name}(?: = | UINT64_C\(| )(0x[0-9a-f]+|\d+)", _LAYOUT)
+    assert found is not None, name
+    return int(found[1], 0)
+
+
+RING_MAGIC, RING_SLOTS = constant("PH_RING_MAGIC"), constant("PH_RING_SLOTS")
+RING_SEGMENT_BYTES, RING_CLOSED = constant("PH_RING_SEGMENT_BYTES"), constant("PH_RING_CLOSED")
+STRICT_OK, STRICT_MOVED = constant("PH_STRICT_OK"), constant("PH_STRICT_MOVED")
+STRICT_KEYLESS = constant("PH_STRICT_KEYLESS")
 
 # Words of struct ph_grants_segment and struct ph_client_segment.
 MAGIC, SLOT_COUNT, COORDINATOR, MS_BITS, COORDINATOR_BITS, SEQUENCE_BITS, EPOCH, STATE = range(8)
@@ -68,13 +83,13 @@ class FakeRing:
         self.dead = self.revoked = False
         layout = DEFAULT_LAYOUT
         for word, value in (
-            (SLOT_COUNT, lib.PH_RING_SLOTS),
+            (SLOT_COUNT, RING_SLOTS),
             (COORDINATOR, coordinator),
             (MS_BITS, layout.ms_bits),
             (COORDINATOR_BITS, layout.coordinator_bits),
             (SEQUENCE_BITS, layout.sequence_bits),
             (EPOCH, layout.epoch_ms),
-            (MAGIC, lib.PH_RING_MAGIC),
+            (MAGIC, RING_MAGIC),
         ):
             self._words[word] = value
         self._thread = threading.Thread(target=self._serve, daemon=True)
@@ -95,7 +110,7 @@ class FakeRing:
     def revoke(self) -> None:
         """As a worker that stops: it closes the ring and fills it no more."""
         self.revoked = True
-        self._words[STATE] = lib.PH_RING_CLOSED
+        self._words[STATE] = RING_CLOSED
         self._wake(HEAD)
         self._wake(ANSWER_NUMBER)
 
@@ -104,6 +119,8 @@ class FakeRing:
             if self.revoked:
                 continue
             number = self._client[REQUEST_NUMBER]
+            if self.coordinator in self._daemon.standing_still:
+                continue
             if number != self._answered and self._daemon.rings_answer:
                 self._answer(number)
             if self._head - self._client[0] < 2 and self._daemon.rings_grant:
@@ -111,11 +128,12 @@ class FakeRing:
 
     def _answer(self, number: int) -> None:
         self._answered = number
-        keyless = bool(self._client[REQUEST_FLAGS] & lib.PH_STRICT_KEYLESS)
+        keyless = bool(self._client[REQUEST_FLAGS] & STRICT_KEYLESS)
+        self._daemon.strict_requests.append((self.coordinator, self._client[REQUEST_AFTER], keyless))
         if keyless and self.coordinator != self._daemon.first_live:
-            status, value = lib.PH_STRICT_MOVED, self._daemon.first_live
+            status, value = STRICT_MOVED, self._daemon.first_live
         else:
-            status, value = lib.PH_STRICT_OK, self._daemon.issue(self.coordinator, self._client[REQUEST_AFTER])
+            status, value = STRICT_OK, self._daemon.issue(self.coordinator, self._client[REQUEST_AFTER])
         self._words[ANSWER_STATUS], self._words[ANSWER_VALUE] = status, value
         self._words[ANSWER_NUMBER] = number
         self._wake(ANSWER_NUMBER)
@@ -123,7 +141,7 @@ class FakeRing:
     def _grant(self) -> None:
         first = self._daemon.issue(self.coordinator, 0, GRANT_IDS)
         scarab = parse(first)
-        slot = SLOTS + self._head % lib.PH_RING_SLOTS * 4
+        slot = SLOTS + self._head % RING_SLOTS * 4
         self._words[slot] = scarab.milliseconds << DEFAULT_LAYOUT.sequence_bits | scarab.sequence
         self._words[slot + 1] = GRANT_IDS
         self._words[slot + 2] = time.monotonic_ns() + self._daemon.clock_offset_ns + self._daemon.grant_ns
@@ -152,6 +170,8 @@ class FakeDaemon:
         self.main = self.first_live = owned[0]
         self.memory = Memory(parse_hello(self.hello(self.main)))
         self.rings_answer = self.rings_grant = True
+        self.standing_still: set[int] = set()
+        """Coordinators that take everything and answer nothing, as a worker after SIGSTOP."""
         self.grant_ns = 10_000_000_000
         self.attach_change: dict[str, Any] = {}
         """What an attach reply says otherwise."""
@@ -162,6 +182,8 @@ class FakeDaemon:
         self.behaviours: dict[str, deque[Behaviour]] = defaultdict(deque)
         self.requests: list[tuple[int, str, list[Any]]] = []
         """Coordinator, method, params of everything that was asked."""
+        self.strict_requests: list[tuple[int, int, bool]] = []
+        """Coordinator, after, and whether without a key, of all that came by rings."""
         self.made: list[FakeRing] = []
         self._last_tick: dict[int, int] = defaultdict(int)
         self._lock = threading.Lock()
@@ -249,6 +271,8 @@ class FakeDaemon:
                 unpacker.feed(data)
                 for _, msgid, method, params in unpacker:
                     self.requests.append((coordinator, method, params))
+                    if coordinator in self.standing_still:
+                        continue
                     self._reply(connection, coordinator, msgid, method, params)
         except (OSError, Close):
             pass
@@ -334,9 +358,9 @@ class FakeDaemon:
 
 def _segment(name: str) -> tuple[memoryview[int], int]:
     descriptor = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    os.ftruncate(descriptor, lib.PH_RING_SEGMENT_BYTES)
+    os.ftruncate(descriptor, RING_SEGMENT_BYTES)
     fcntl.fcntl(descriptor, F_ADD_SEALS, F_SEAL_SHRINK)
-    return memoryview(mmap.mmap(descriptor, lib.PH_RING_SEGMENT_BYTES)).cast("Q"), descriptor
+    return memoryview(mmap.mmap(descriptor, RING_SEGMENT_BYTES)).cast("Q"), descriptor
 
 
 def open_descriptors() -> set[int]:

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from libpharaoh import aio
+from libpharaoh._session import PATIENCE_SECONDS
 from libpharaoh.errors import (
     ClientClosedError,
     ConnectFailedError,
@@ -27,6 +28,19 @@ from libpharaoh.errors import (
 from tests.unit.fake_daemon import Close, FakeDaemon, Garbage, Silence, open_descriptors
 
 Scenario = Callable[[aio.AsyncClient], Coroutine[Any, Any, None]]
+
+
+@pytest.fixture
+def hurried() -> None:
+    """For tests of how long a client waits for a silent worker."""
+
+
+@pytest.fixture(autouse=True)
+def _unhurried(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others ask for things in a certain order, which a busy machine is not to change."""
+    if "hurried" not in request.fixturenames:
+        monkeypatch.setattr("libpharaoh._session.PATIENCE_SECONDS", 0.5)
+        monkeypatch.setattr("libpharaoh.aio.PATIENCE_SECONDS", 0.5)
 
 
 @pytest.fixture
@@ -53,21 +67,25 @@ def increasing(ids: list[int]) -> bool:
     return all(one < next_one for one, next_one in pairwise(ids))
 
 
+@pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("rings", [False, True])
-def test_every_method(ringed: FakeDaemon, rings: bool) -> None:
+def test_every_method(ringed: FakeDaemon, rings: bool, causal: bool) -> None:
     async def scenario(client: aio.AsyncClient) -> None:
         ids = [await client.next_id() for _ in range(300)]
         batch = await client.next_ids(10_000)
         assert (batch.typecode, len(batch)) == ("Q", 10_000)
-        ids += [*batch, await client.get_timestamp(), await client.get_timestamp("b"), await client.next_id()]
-        ids += [await client.get_timestamp(after=ids[-1])]
-        assert increasing(ids)
+        strict = [await client.get_timestamp(), await client.get_timestamp("b")]
+        later = [await client.next_id()]
+        strict += [await client.get_timestamp(after=later[0])]
+        assert strict[2] > later[0]
+        assert increasing([*ids, *batch, *later])
+        assert increasing([*ids, *batch, *strict[:2], *later, strict[2]]) or not causal
         await client.ping()
         assert await client.stats() == {"coordinator": 0}
         assert client.hello.modulus == 4
         assert str(client.layout) == "41-10-13"
 
-    play(ringed, scenario, rings=rings)
+    play(ringed, scenario, rings=rings, causal=causal)
 
 
 def test_ids_at_hand_do_not_leave_the_loop(ringed: FakeDaemon) -> None:
@@ -107,7 +125,7 @@ def test_many_tasks(ringed: FakeDaemon) -> None:
         everything = [id for ids in await asyncio.gather(*(work() for _ in range(30))) for id in ids]
         assert len(set(everything)) == len(everything) == 30 * 20 * 7
 
-    play(ringed, scenario)
+    play(ringed, scenario, causal=True)
 
 
 def test_requests_are_pipelined(plain: FakeDaemon) -> None:
@@ -197,21 +215,22 @@ def test_tasks_share_a_counter(plain: FakeDaemon) -> None:
     play(plain, scenario, rings=False)
 
 
-def test_order_holds_over_each_kind_of_id(plain: FakeDaemon) -> None:
-    """Each is told the last id, and goes by its own name."""
+@pytest.mark.parametrize("causal", [False, True])
+def test_order_holds_over_each_kind_of_id(plain: FakeDaemon, causal: bool) -> None:
+    """Each goes by its own name; a causal client tells each the last id."""
 
     async def scenario(client: aio.AsyncClient) -> None:
         first = await client.begin_transaction("t")
         second = await client.create_session(b"c", after=first - 1)
         third = await client.next_event_id("e", after=second + 1)
-        assert increasing([first, second, third, await client.next_id()])
+        assert increasing([first, second, third, await client.next_id()]) or not causal
         assert [(method, params) for _, method, params in plain.requests if method != "hello"][:3] == [
             ("begin_transaction", [b"t", None]),
-            ("create_session", [b"c", first]),
+            ("create_session", [b"c", first if causal else first - 1]),
             ("next_event_id", [b"e", second + 1]),
         ]
 
-    play(plain, scenario, rings=False)
+    play(plain, scenario, rings=False, causal=causal)
 
 
 def test_lasting_failures_are_raised_at_the_deadline(plain: FakeDaemon) -> None:
@@ -227,6 +246,44 @@ def test_lasting_failures_are_raised_at_the_deadline(plain: FakeDaemon) -> None:
     play(plain, scenario, rings=False, timeout=0.3)
 
 
+@pytest.mark.usefixtures("hurried")
+def test_a_worker_that_stands_still_is_left_for_another(plain: FakeDaemon) -> None:
+    """F12, as for the blocking client."""
+
+    async def scenario(client: aio.AsyncClient) -> None:
+        last = await client.next_id()
+        await asyncio.sleep(2 * PATIENCE_SECONDS)
+        plain.standing_still.add(0)
+        assert await client.assign_offset("p") == 0
+        assert await client.next_id() > last
+        assert await client.get_timestamp() > last
+        assert [number for number, method, _ in plain.requests if method == "assign_offset"] == [1]
+
+    play(plain, scenario, rings=False, timeout=3)
+
+
+@pytest.mark.usefixtures("hurried")
+def test_a_silent_request_leaves_those_beside_it_their_time(plain: FakeDaemon) -> None:
+    """F35: a dense one goes on waiting on the connection that the others have left."""
+    answer = threading.Event()
+
+    def answer_late(params: list[Any]) -> object:
+        answer.wait()
+        return plain.memory.serve("assign_offset", params)
+
+    async def scenario(client: aio.AsyncClient) -> None:
+        plain.behaviours["assign_offset"].append(answer_late)
+        dense = asyncio.create_task(client.assign_offset("p"))
+        while not any(method == "assign_offset" for _, method, _ in plain.requests):
+            await asyncio.sleep(0.01)
+        assert await client.next_id() < await client.next_id()
+        answer.set()
+        assert await dense == 0
+        assert sum(1 for _, method, _ in plain.requests if method == "assign_offset") == 1
+
+    play(plain, scenario, rings=False, timeout=30)
+
+
 def test_killed_workers_are_hidden(ringed: FakeDaemon) -> None:
     """F11, F12."""
 
@@ -238,7 +295,7 @@ def test_killed_workers_are_hidden(ringed: FakeDaemon) -> None:
             ids += [await client.get_timestamp(), *await client.next_ids(300)]
         assert increasing(ids)
 
-    play(ringed, scenario)
+    play(ringed, scenario, causal=True)
 
 
 def test_no_daemon(tmp_path: Path) -> None:
@@ -294,7 +351,7 @@ def test_a_child_gets_its_own(ringed: FakeDaemon) -> None:
         return [await client.next_id(), await client.get_timestamp(), await client.next_id()]
 
     async def main() -> None:
-        client = await aio.connect(ringed.path)
+        client = await aio.connect(ringed.path, causal=True)
         before = await use(client)
         child = os.fork()
         if child == 0:

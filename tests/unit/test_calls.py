@@ -79,8 +79,9 @@ def client(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Client]:
 
 @with_daemon
 def test_ids_rise_over_all_kinds(client: Client) -> None:
-    ids = [getattr(client, name)(key) for _ in range(20) for name in IDS for key in ("a", "b", b"c", "", "Ω")]
-    assert all(low < high for low, high in pairwise(ids))
+    for key in ("a", "b", b"c", "", "Ω"):
+        ids = [getattr(client, name)(key) for _ in range(20) for name in IDS]
+        assert all(low < high for low, high in pairwise(ids))
     for name in IDS:
         for key in ("a", b"\xff\x00", ""):
             assert parse(getattr(client, name)(key)).coordinator == coordinator_for(key, 4)
@@ -90,7 +91,7 @@ def test_ids_rise_over_all_kinds(client: Client) -> None:
 @pytest.mark.parametrize("name", IDS)
 def test_after_is_exceeded(client: Client, name: str) -> None:
     call = getattr(client, name)
-    causes = call("a") + (1000 << 23)
+    causes = call("a") + (100 << 23)
     assert call("b", after=causes) > causes
 
 

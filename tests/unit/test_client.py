@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import contextlib
 import ctypes
 import os
 import signal
@@ -19,9 +20,11 @@ import pytest
 import libpharaoh
 from libpharaoh import Client, parse
 from libpharaoh._ring import Ring
+from libpharaoh._session import PATIENCE_SECONDS, Turn
 from libpharaoh.errors import (
     AfterTooFarError,
     CeilingStalledError,
+    ClientBusyError,
     ClientClosedError,
     ConnectFailedError,
     CounterExhaustedError,
@@ -38,10 +41,23 @@ from libpharaoh.errors import (
     UnsupportedProtocolError,
     WrongCoordinatorError,
 )
-from tests.unit.fake_daemon import Close, FakeDaemon, Garbage, Silence, open_descriptors
+from tests.unit.fake_daemon import GRANT_IDS, Close, FakeDaemon, Garbage, Silence, open_descriptors
 
 OTHER_KEY = "a"  # crc32 % 4 == 3, which the fake's host does not own
+KEY_OF_0 = "d"
 KEY_OF_1 = "b"
+
+
+@pytest.fixture
+def hurried() -> None:
+    """For tests of how long a client waits for a silent worker."""
+
+
+@pytest.fixture(autouse=True)
+def _unhurried(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others ask for things in a certain order, which a busy machine is not to change."""
+    if "hurried" not in request.fixturenames:
+        monkeypatch.setattr("libpharaoh._session.PATIENCE_SECONDS", 0.5)
 
 
 @pytest.fixture
@@ -138,16 +154,19 @@ def test_the_environment_names_the_socket(plain: FakeDaemon, monkeypatch: pytest
 # --- what is served
 
 
+@pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("rings", [False, True])
-def test_every_method(tmp_path: Path, rings: bool) -> None:
-    with FakeDaemon(tmp_path, rings=rings) as daemon, libpharaoh.connect(daemon.path) as client:
+def test_every_method(tmp_path: Path, rings: bool, causal: bool) -> None:
+    with FakeDaemon(tmp_path, rings=rings) as daemon, libpharaoh.connect(daemon.path, causal=causal) as client:
         ids = [client.next_id() for _ in range(300)]
         batch = client.next_ids(20_000)
         assert (batch.typecode, memoryview(batch).format, len(batch)) == ("Q", "Q", 20_000)
         ids += batch
-        ids += [client.get_timestamp(), client.get_timestamp(KEY_OF_1), client.get_timestamp(b"b", after=ids[-1])]
-        ids += [client.next_id(), *client.next_ids(1)]
-        assert increasing(ids)
+        strict = [client.get_timestamp(), client.get_timestamp(KEY_OF_1), client.get_timestamp(b"b", after=ids[-1])]
+        assert strict[2] > max(strict[1], ids[-1])
+        later = [client.next_id(), *client.next_ids(1)]
+        assert increasing(ids + later)
+        assert increasing(ids + strict + later) or not causal
         client.ping()
         assert client.stats() == {"coordinator": 0}
         assert (client.hello.modulus, client.hello.coordinators, client.layout) == (4, (0, 1), libpharaoh.Layout())
@@ -164,7 +183,7 @@ def test_rings_serve_without_a_request(ringed: FakeDaemon) -> None:
 
 
 def test_rings_false_never_attaches(ringed: FakeDaemon) -> None:
-    with libpharaoh.connect(ringed.path, rings=False) as client:
+    with libpharaoh.connect(ringed.path, rings=False, causal=True) as client:
         assert increasing([client.next_id(), client.get_timestamp(), client.get_timestamp(KEY_OF_1), client.next_id()])
     assert asked(ringed, "attach") == 0
 
@@ -197,7 +216,7 @@ def test_next_ids_keeps_to_the_daemon_s_limit(plain: FakeDaemon) -> None:
 
 
 def test_a_lower_id_is_asked_for_again_above_the_last(plain: FakeDaemon) -> None:
-    """A worker whose clock is behind is told the last id instead of being believed."""
+    """A worker whose ids are behind is told the last one instead of being believed."""
     with libpharaoh.connect(plain.path) as client:
         last = client.next_id()
         plain.behaviours["next_id"].append(answering(last - 5))
@@ -210,22 +229,77 @@ def test_a_lower_id_is_asked_for_again_above_the_last(plain: FakeDaemon) -> None
     ]
 
 
-def test_regression_is_raised_not_returned(plain: FakeDaemon) -> None:
-    with libpharaoh.connect(plain.path) as client:
+@pytest.mark.parametrize("causal", [False, True])
+def test_regression_is_raised_not_returned(plain: FakeDaemon, causal: bool) -> None:
+    with libpharaoh.connect(plain.path, causal=causal) as client:
         last = client.next_id()
         plain.behaviours["next_id"].append(lambda _: last)
-        plain.behaviours["get_timestamp"].extend([lambda _: last, lambda _: last - 1])
+        plain.behaviours["get_timestamp"].extend([lambda _: last, lambda _: last - 1, lambda _: last - 1])
         with pytest.raises(RegressionError):
             client.next_id()
         with pytest.raises(RegressionError):
-            client.get_timestamp()
+            client.get_timestamp(after=last)
+        if causal:
+            with pytest.raises(RegressionError):
+                client.get_timestamp()
+        else:
+            assert client.get_timestamp() == last - 1
         assert client.next_id() > last
+
+
+@pytest.mark.parametrize("rings", [False, True])
+def test_a_strict_id_leaves_the_others_alone(tmp_path: Path, rings: bool) -> None:
+    """Neither is `last` sent with it, nor does it count as the last, nor does what was prefetched burn."""
+    with FakeDaemon(tmp_path, rings=rings) as daemon, libpharaoh.connect(daemon.path) as client:
+        daemon.lag_ms[0] = 500  # the keys' coordinator is ahead of the others' all the time
+        ids = [client.next_id()]
+        for _ in range(GRANT_IDS // 4):
+            after = client.get_timestamp(KEY_OF_1)
+            assert after > ids[-1] + (400 << 23)
+            ids.append(client.next_id())
+            assert client._session.last == ids[-1] < after
+        if rings:
+            assert ids == list(range(ids[0], ids[0] + len(ids)))
+            assert [number for number, *_ in daemon.strict_requests if number == 1] == [1] * (GRANT_IDS // 4)
+        sent = [after for _, after, _ in daemon.strict_requests]
+        sent += [params[1] for _, method, params in daemon.requests if method == "get_timestamp"]
+        assert set(sent) <= {0, None}
+        assert increasing(ids)
+
+
+def test_a_causal_client_passes_its_last_id_on(ringed: FakeDaemon) -> None:
+    """On every path: with strict requests by ring and by socket, and to the ring that prefetches."""
+    with libpharaoh.connect(ringed.path, causal=True) as client:
+        ids = [client.next_id(), client.get_timestamp(KEY_OF_1), client.next_id(), client.get_timestamp()]
+        ids.append(client.get_timestamp(KEY_OF_1, after=5))
+        sent = [after for _, after, _ in ringed.strict_requests]
+        asked_for = [params[1] for _, method, params in ringed.requests if method == "get_timestamp"]
+        assert increasing(ids)
+        assert set(sent + asked_for) >= set(ids[:4])
+        ringed.rings_answer = ringed.rings_grant = False
+        ids.append(client.get_timestamp(KEY_OF_1))
+        assert ringed.requests[-1] == (0, "get_timestamp", [KEY_OF_1.encode(), ids[-2]])
+        ids.append(client.next_id())
+        assert increasing(ids)
+
+
+def test_a_ring_that_is_behind_goes_on_above_its_strict_id(ringed: FakeDaemon) -> None:
+    """Grants that came between the last id and the strict one that takes its place burn."""
+    with libpharaoh.connect(ringed.path, causal=True) as client:
+        client.get_timestamp(KEY_OF_1)
+        session = client._session
+        assert session._ring is not None
+        time.sleep(0.005)
+        ringed.made[0]._grant()
+        id = session.locked(session._await_grant, session._ring)
+        assert client.next_id() > id
+        assert ringed.strict_requests[-1][0] == 0
 
 
 def test_order_holds_between_coordinators_whose_clocks_differ(ringed: FakeDaemon) -> None:
     """M: coordinator 0's clock is 500 ms behind that of 1."""
     ringed.lag_ms[0] = 500
-    with libpharaoh.connect(ringed.path) as client:
+    with libpharaoh.connect(ringed.path, causal=True) as client:
         ids = []
         for _ in range(50):
             ids += [client.next_id(), client.get_timestamp(KEY_OF_1), client.next_id(), client.get_timestamp()]
@@ -254,7 +328,7 @@ def test_an_id_out_of_the_ring_is_remembered(ringed: FakeDaemon) -> None:
 
 
 def test_a_call_without_a_key_follows_the_first_coordinator(ringed: FakeDaemon) -> None:
-    with libpharaoh.connect(ringed.path) as client:
+    with libpharaoh.connect(ringed.path, causal=True) as client:
         ids, served = [], []
         for first_live in (0, 1, 0):
             ringed.first_live = first_live
@@ -293,7 +367,7 @@ def test_each_kind_of_id_goes_by_its_own_name(plain: FakeDaemon) -> None:
         client.next_event_id("e", after=second + 1)
     assert plain.requests[-3:] == [
         (0, "begin_transaction", [b"t", None]),
-        (0, "create_session", [b"c", first]),
+        (0, "create_session", [b"c", first - 1]),
         (0, "next_event_id", [b"e", second + 1]),
     ]
 
@@ -306,7 +380,8 @@ def test_each_kind_of_id_comes_by_ring(ringed: FakeDaemon) -> None:
             ids.append(call(KEY_OF_1))
             ids.append(client.next_id())
         assert {parse(id).coordinator for id in ids[2::2]} == {1}
-        assert increasing(ids)
+        assert increasing(ids[1:2] + ids[2::2])
+        assert increasing(ids[:1] + ids[3::2])
         assert ringed.requests[before:] == []
 
 
@@ -323,7 +398,7 @@ def test_what_dense_requests_look_like(plain: FakeDaemon) -> None:
         client.list_schemas("s")
         client.route("k")
         client.cluster()
-    assert [(method, params) for _, method, params in plain.requests if method not in ("hello", "attach")] == [
+    assert [(method, params) for _, method, params in plain.requests if method not in ("hello", "attach", "ping")] == [
         ("join_group", [b"g", b"m", None]),
         ("join_group", [b"g", b"m", [7, 0]]),
         ("assign_offset", [b"p", 1, None]),
@@ -608,7 +683,7 @@ def test_a_worker_that_grants_nothing_leaves_the_socket(ringed: FakeDaemon) -> N
 
 def test_killed_workers_are_hidden(ringed: FakeDaemon) -> None:
     """F11, F12: kill -9 between any two calls."""
-    with libpharaoh.connect(ringed.path) as client:
+    with libpharaoh.connect(ringed.path, causal=True) as client:
         ids: list[int] = []
         for _ in range(10):
             ids += [client.next_id() for _ in range(20)]
@@ -628,6 +703,71 @@ def test_a_revoked_ring_is_replaced(ringed: FakeDaemon) -> None:
         assert asked(ringed, "attach") == 2
 
 
+# --- a worker that stands still
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        ("next_id",),
+        ("next_ids", 300),
+        ("get_timestamp",),
+        ("get_timestamp", KEY_OF_0),
+        ("ping",),
+        ("assign_offset", "p"),
+    ],
+    ids=str,
+)
+@pytest.mark.usefixtures("hurried")
+@pytest.mark.parametrize("rings", [False, True])
+def test_a_worker_that_stands_still_is_left_for_another(tmp_path: Path, rings: bool, call: tuple[Any, ...]) -> None:
+    """F12: the one that the client is connected to. Another one's own socket is asked, long before the time is over."""
+    method, *arguments = call
+    with FakeDaemon(tmp_path, rings=rings) as daemon, libpharaoh.connect(daemon.path, timeout=3) as client:
+        last = client.next_id()
+        client.get_timestamp(KEY_OF_0)
+        time.sleep(2 * PATIENCE_SECONDS)  # so that it is not known any more who lives
+        daemon.standing_still.add(0)
+        for _ in range(3 * GRANT_IDS if method == "next_id" else 3):
+            getattr(client, method)(*arguments)
+        assert daemon.requests[-1][0] == 1
+        assert asked(daemon, "assign_offset") == (3 if method == "assign_offset" else 0)
+        assert client.next_id() > last
+        daemon.standing_still.clear()
+        assert client.next_id() > last
+
+
+@pytest.mark.usefixtures("hurried")
+def test_a_silent_worker_is_not_asked_again_at_once(plain: FakeDaemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    """F12: for a second others are asked first, however often the client has to connect."""
+    monkeypatch.setattr("libpharaoh._socket.SILENT_SECONDS", 60)
+    with libpharaoh.connect(plain.path, timeout=30) as client:
+        plain.standing_still.add(0)
+        client.next_id()
+        before = len(plain.requests)
+        for _ in range(5):
+            plain.hang_up()
+            client.next_id()
+        assert {coordinator for coordinator, *_ in plain.requests[before:]} == {1}
+
+
+@pytest.mark.usefixtures("hurried")
+def test_a_dense_request_has_patience(plain: FakeDaemon) -> None:
+    """F35: a slow disk is no reason to ask again. But it goes to a worker that has just answered something else."""
+
+    def answer_late(params: list[Any]) -> object:
+        time.sleep(4 * PATIENCE_SECONDS)
+        return plain.memory.serve("assign_offset", params)
+
+    with libpharaoh.connect(plain.path, timeout=30) as client:
+        plain.behaviours["assign_offset"].append(answer_late)
+        assert client.assign_offset("p") == 0
+        time.sleep(2 * PATIENCE_SECONDS)
+        plain.standing_still.add(0)
+        assert client.assign_offset("p") == 1
+        assert [number for number, method, _ in plain.requests if method == "assign_offset"] == [0, 1]
+
+
 def test_a_restarted_daemon_is_hidden(ringed: FakeDaemon) -> None:
     with libpharaoh.connect(ringed.path, timeout=30) as client:
         ids = [client.next_id() for _ in range(10)]
@@ -636,13 +776,13 @@ def test_a_restarted_daemon_is_hidden(ringed: FakeDaemon) -> None:
         starter.start()
         ids += [client.next_id() for _ in range(1000)]
         starter.join()
-        ids += [client.get_timestamp(KEY_OF_1), client.get_timestamp()]
         assert increasing(ids)
+        assert client.get_timestamp(KEY_OF_1) < client.get_timestamp(KEY_OF_1)
 
 
 def test_threads_share_a_client(ringed: FakeDaemon) -> None:
     """F10: nothing twice, and each thread's ids increase, while workers die."""
-    with libpharaoh.connect(ringed.path, timeout=30) as client:
+    with libpharaoh.connect(ringed.path, timeout=30, causal=True) as client:
         results: list[list[int]] = [[] for _ in range(6)]
         failures: list[BaseException] = []
 
@@ -674,7 +814,10 @@ def test_threads_share_a_client(ringed: FakeDaemon) -> None:
 @pytest.mark.parametrize("rings", [True, False])
 def test_a_child_gets_its_own(tmp_path: Path, fork: Callable[[], int], rings: bool) -> None:
     """F23: a forked child closes what it inherited, attaches anew and repeats nothing."""
-    with FakeDaemon(tmp_path, rings=True) as daemon, libpharaoh.connect(daemon.path, rings=rings) as client:
+    with (
+        FakeDaemon(tmp_path, rings=True) as daemon,
+        libpharaoh.connect(daemon.path, rings=rings, causal=True) as client,
+    ):
         before = [client.next_id() for _ in range(10)] + [client.get_timestamp(KEY_OF_1)]
         reading, writing = os.pipe()
 
@@ -736,21 +879,172 @@ def test_fork_while_another_thread_holds_the_lock(plain: FakeDaemon, fork: Calla
             holder.join()
 
 
+# --- a signal's handler in the middle of a call
+
+
+@contextlib.contextmanager
+def handler_in_a_call(daemon: FakeDaemon, handle: Callable[[], object]) -> Iterator[None]:
+    """`handle` runs as a signal's handler while the daemon has the next `stats` request before it."""
+
+    def answer(_: list[Any]) -> dict[str, Any]:
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+        time.sleep(0.02)
+        return {"coordinator": 0}
+
+    before = signal.signal(signal.SIGUSR1, lambda *_: handle())
+    daemon.behaviours["stats"].append(answer)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+def test_a_handler_in_the_middle_of_a_call(plain: FakeDaemon) -> None:
+    """F45: what needs the connection of the call under way is refused at once, and nothing of the call is lost."""
+    with libpharaoh.connect(plain.path, timeout=600) as client:
+
+        def handle() -> None:
+            for call in (client.ping, client.next_id, client.get_timestamp):
+                with pytest.raises(ClientBusyError):
+                    call()
+            refused.append(True)
+
+        refused: list[bool] = []
+        with handler_in_a_call(plain, handle):
+            assert client.stats() == {"coordinator": 0}
+        assert refused == [True]
+        client.ping()
+        assert asked(plain, "hello") == 1
+
+
+def test_a_handler_closes_the_client(plain: FakeDaemon) -> None:
+    """F45: close() returns, and takes effect when the call under way ends."""
+    before = open_descriptors()
+    client = libpharaoh.connect(plain.path, timeout=600)
+    with handler_in_a_call(plain, client.close):
+        assert client.stats() == {"coordinator": 0}
+    assert client._session._connection is None
+    with pytest.raises(ClientClosedError):
+        client.ping()
+    wait_until(lambda: open_descriptors() <= before)
+
+
+def test_a_handler_raises(plain: FakeDaemon) -> None:
+    """F45: the reply that is still to come is nobody's; the next call begins anew."""
+    with libpharaoh.connect(plain.path, timeout=600) as client:
+
+        def handle() -> None:
+            raise KeyError("as told")
+
+        with handler_in_a_call(plain, handle), pytest.raises(KeyError):
+            client.stats()
+        client.ping()
+        assert asked(plain, "hello") == 2
+    with libpharaoh.connect(plain.path, timeout=600) as client:
+        with pytest.raises(TypeError):
+            client.ping(1)  # type: ignore[call-arg]
+        client.ping()
+        assert asked(plain, "hello") == 3  # a wrong call is no reason to begin anew
+
+
+@pytest.mark.parametrize("fork", [os.fork, raw_clone], ids=["fork", "clone"])
+def test_a_handler_forks(plain: FakeDaemon, fork: Callable[[], int]) -> None:
+    """F45: the call begins again in the child, unless its handler wants to leave the program there."""
+    children: list[int] = []
+    with libpharaoh.connect(plain.path, timeout=600) as client:
+        for leave in (False, True):
+
+            def handle(leave: bool = leave) -> None:
+                children.append(fork())
+                if children[-1] == 0:
+                    signal.alarm(30)
+                    if leave:
+                        raise SystemExit
+
+            status = 1
+            try:
+                with handler_in_a_call(plain, handle):
+                    assert client.stats() == {"coordinator": 0}
+                status = 3 if leave else 0
+            except SystemExit:
+                status = 0
+            finally:
+                if children[-1] == 0:
+                    os._exit(status)
+            assert os.waitstatus_to_exitcode(os.waitpid(children[-1], 0)[1]) == 0
+        assert asked(plain, "stats") == 3
+
+
+@pytest.mark.parametrize("fork", [os.fork, raw_clone], ids=["fork", "clone"])
+def test_a_child_does_not_map_its_parent_s_ring(
+    ringed: FakeDaemon, monkeypatch: pytest.MonkeyPatch, fork: Callable[[], int]
+) -> None:
+    """F23, F45: forked when the descriptors were there and the ring was not."""
+    terms = libpharaoh._ring._terms
+    children: list[int] = []
+
+    def forking(*arguments: Any) -> tuple[int, int]:
+        if not children:
+            children.append(fork())
+        return terms(*arguments)
+
+    reading, writing = os.pipe()
+    with libpharaoh.connect(ringed.path) as client:
+        monkeypatch.setattr("libpharaoh._ring._terms", forking)
+        ids = [client.get_timestamp(KEY_OF_1), client.get_timestamp(KEY_OF_1)]
+        if children == [0]:
+            os.write(writing, array.array("Q", ids).tobytes())
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(children[0], 0)[1]) == 0
+        childs = array.array("Q", os.read(reading, 65536))
+        os.close(reading)
+        os.close(writing)
+        assert len({*ids, *childs}) == 4
+        assert asked(ringed, "attach") == 4  # two of each
+
+
+@pytest.mark.parametrize("fork", [os.fork, raw_clone], ids=["fork", "clone"])
+def test_a_child_does_not_use_its_parent_s_connection(
+    plain: FakeDaemon, monkeypatch: pytest.MonkeyPatch, fork: Callable[[], int]
+) -> None:
+    """F45: forked when the connection was made and not yet kept. The rest of the call keeps it in the child too."""
+    children: list[int] = []
+
+    def forking(*_: Any) -> None:
+        children.append(fork())
+
+    with libpharaoh.connect(plain.path) as client:
+        plain.hang_up()
+        wait_until(lambda: bool(client._session._connection and client._session._connection.hung_up()))
+        with monkeypatch.context() as patch:
+            patch.setattr("libpharaoh._socket.Endpoints.learn", lambda *_: None if children else forking())
+            status = 1
+            try:
+                client.stats()
+                client.stats()
+                status = 0
+            finally:
+                if children == [0]:
+                    os._exit(status)
+        assert os.waitstatus_to_exitcode(os.waitpid(children[0], 0)[1]) == 0
+        assert asked(plain, "stats") == 4
+
+
 def test_an_id_from_elsewhere_while_a_ring_is_attached(ringed: FakeDaemon, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another thread's strict id, in the middle of the slow path, counts for the ring that is about to be used."""
-    with libpharaoh.connect(ringed.path) as client:
+    with libpharaoh.connect(ringed.path, causal=True) as client:
         session = client._session
         keep = session._keep
         elsewhere = client.next_id() + (60_000 << 23)  # a minute ahead, so above all that the new ring holds
 
         def keep_and_note(ring: Ring) -> None:
             keep(ring)
-            session.note_elsewhere(elsewhere, None)
+            session.note_strict(elsewhere)
 
         ringed.hang_up()
         session._drop_main()
         monkeypatch.setattr(session, "_keep", keep_and_note)
-        ring = session._attached(time.monotonic() + 30)
+        ring = session._attached(Turn(time.monotonic() + 30, 30.0))
         assert ring is not None
         ring.wait(50_000_000)
         assert session.pop() == 0

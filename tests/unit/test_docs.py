@@ -65,7 +65,7 @@ def defined(file: Path) -> set[str]:
     text = file.read_text()
     if file.suffix == ".py":
         return set(re.findall(r"^\s*(?:async )?(?:def|class) (\w+)", text, flags=re.MULTILINE))
-    functions = re.findall(r"^(?!return|else)(?:[a-z]\w*[ *]+)+\**(\w+)\((?:[^;]*?)\) \{", text, flags=re.MULTILINE)
+    functions = re.findall(r"^(?!return|else)(?:[A-Za-z]\w*[ *]+)+\**(\w+)\((?:[^;]*?)\) \{", text, flags=re.MULTILINE)
     return {*functions, *re.findall(r"^(?:struct|enum|#define) (\w+)", text, flags=re.MULTILINE)}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import doctest
 import inspect
+from collections import defaultdict
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import Any
@@ -29,7 +30,7 @@ def test_the_fake_has_every_method_of_the_client(fake: type, real: type) -> None
         if name == "abandon":  # for the hook of os.fork
             continue
         assert name in public(fake), name
-        if inspect.isfunction(member):
+        if callable(member):
             assert inspect.signature(member) == inspect.signature(public(fake)[name]), name
             assert inspect.iscoroutinefunction(member) == inspect.iscoroutinefunction(public(fake)[name]), name
 
@@ -45,20 +46,35 @@ def test_ids_are_the_same_on_every_run() -> None:
     ]
 
 
+@pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("coordinator", range(4))
-def test_ids_increase_over_all_methods(coordinator: int) -> None:
-    client = FakeClient(coordinator=coordinator)
+def test_ids_increase_as_the_client_s_do(coordinator: int, causal: bool) -> None:
+    client = FakeClient(coordinator=coordinator, causal=causal)
     ids: list[int] = []
+    fast: list[int] = []
+    strict: dict[object, list[int]] = defaultdict(list)
     for key in ("a", "b", b"c", "d", None) * 20:
-        ids += [
-            client.next_id(),
-            client.get_timestamp(key),
-            *client.next_ids(3),
-            client.get_timestamp(key, after=client.next_id()),
-        ]
+        fast += [client.next_id()]
+        strict[key] += [client.get_timestamp(key)]
+        ids += [fast[-1], strict[key][-1]]
+        fast += [*client.next_ids(3), client.next_id()]
+        strict[key] += [client.get_timestamp(key, after=fast[-1])]
+        assert strict[key][-1] > fast[-1]
+        ids += [*fast[-4:], strict[key][-1]]
         if key is not None:
             assert libpharaoh.parse(client.get_timestamp(key)).coordinator == libpharaoh.coordinator_for(key, 4)
-    assert all(low < high for low, high in pairwise(ids))
+    assert len(set(ids)) == len(ids)
+    for one_order in (fast, *strict.values()):
+        assert all(low < high for low, high in pairwise(one_order))
+    assert all(low < high for low, high in pairwise(ids)) == causal
+
+
+def test_without_causal_no_order_holds_between_keys() -> None:
+    """An application that rests on one is to fail here rather than in production."""
+    client = FakeClient(start=5, coordinator=3)
+    key = {libpharaoh.coordinator_for(key, 4): key for key in "abcdefgh"}
+    assert client.get_timestamp(key[2]) > client.get_timestamp(key[1])
+    assert client.next_id() > client.get_timestamp(key[1])
 
 
 def test_time_is_the_test_s() -> None:
