@@ -1,4 +1,4 @@
-"""`python -m bench.soak_client SOCKET SECONDS`: one Python client, all its calls in turn; ids to standard output.
+"""`python -m bench.soak_client SOCKET SECONDS`: one causal Python client, its calls in turn; ids to standard output.
 
 Its pace is that of the pipe's reader, who checks each id, and of a pause: three other clients want the machine's cores.
 """
@@ -16,7 +16,7 @@ PAUSE_S = 0.005
 
 def main(socket: str, seconds: float) -> None:
     end = time.monotonic() + seconds
-    with libpharaoh.connect(socket, timeout=30) as client:
+    with libpharaoh.connect(socket, timeout=30, causal=True) as client:
         while time.monotonic() < end:
             ids = array("Q", (client.next_id() for _ in range(500)))
             ids.append(client.get_timestamp())

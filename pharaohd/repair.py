@@ -21,17 +21,21 @@ from pathlib import Path
 from typing import Any
 
 from libpharaoh.errors import (
+    AlreadyRunningError,
+    ConnectFailedError,
     ObeliskChangedError,
     ObeliskCorruptError,
     ObeliskForeignError,
     ObeliskMissingError,
     ObeliskTooNewError,
+    ProtocolViolationError,
     RepairUnsureError,
 )
 from pharaohd import hosttime, manifest, obelisk
 from pharaohd._core import ffi, lib
 from pharaohd.obelisk import Identity, ObeliskReport, Record
 from pharaohd.settings import COORDINATORS_MAX, Settings
+from pharaohd.stats import Reader, WorkerState
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +119,8 @@ def rewrite(
     state_dir = settings.host.state_dir
     clock = hosttime.Clock(settings)
     with daemon_kept_out(state_dir) as alive:
+        if alive and is_served(settings, coordinator):
+            raise AlreadyRunningError(f"a worker serves coordinator {coordinator}, whatever became of its file")
         found = hosttime.find_page(state_dir, owner=os.stat(state_dir).st_uid, lock=False)
         records = surviving(settings, coordinator)
         if own:
@@ -148,6 +154,16 @@ def daemon_kept_out(state_dir: str) -> Iterator[bool]:
         yield alive
     finally:
         os.close(descriptor)
+
+
+def is_served(settings: Settings, coordinator: int) -> bool:
+    """Whether a worker may still issue: one whose file was taken away does until its next sync."""
+    try:
+        with Reader(settings.host.runtime_dir) as page:
+            states = {worker.coordinator: worker.state for worker in page.workers()}
+    except (ConnectFailedError, ProtocolViolationError):
+        return True  # a daemon runs, and nobody can say
+    return states.get(coordinator, WorkerState.FAILED) not in (WorkerState.FAILED, WorkerState.DOWN)
 
 
 def chosen_way(

@@ -18,7 +18,7 @@
 
 struct ph_waiting_strict {
     TAILQ_ENTRY(ph_waiting_strict) all;
-    struct ph_connection *connection;
+    struct ph_connection *connection; /* NULL: it has been closed, and this one is freed by the next pass */
     uint32_t message_id;
     uint64_t stalled_since_ns; /* a ceiling or ticks are missing since; 0: it waits for host time alone */
     struct ph_strict strict;
@@ -109,11 +109,13 @@ void ph_strict_stand_in(struct ph_worker *worker, struct ph_connection *connecti
     ph_connection_send_error(worker, connection, message_id, error != 0 ? error : PH_ERR_UNAVAILABLE, NULL);
 }
 
-static void remove_waiting(struct ph_worker *worker, struct ph_waiting_strict *waiting) {
-    TAILQ_REMOVE(&worker->stricts, waiting, all);
-    waiting->connection->forwarded--;
-    ph_connection_requeue(worker, waiting->connection);
-    free(waiting);
+/* Before its reply is sent, which may close the connection. */
+static struct ph_connection *detach(struct ph_worker *worker, struct ph_waiting_strict *waiting) {
+    struct ph_connection *connection = waiting->connection;
+    waiting->connection = NULL;
+    connection->forwarded--;
+    ph_connection_requeue(worker, connection);
+    return connection;
 }
 
 /* The error to give up with, or 0: it may wait on. */
@@ -141,14 +143,12 @@ static int64_t pursue(struct ph_worker *worker, struct ph_waiting_strict *waitin
     struct ph_writer reply = {bytes, 0, sizeof bytes};
     if (ph_strict_pursue(&worker->mint, &waiting->strict, &due_ns)) {
         put_id(worker, &reply, waiting->message_id, waiting->strict.tick);
-        ph_connection_send(worker, waiting->connection, reply.data, reply.length);
-        remove_waiting(worker, waiting);
+        ph_connection_send(worker, detach(worker, waiting), reply.data, reply.length);
         return INT64_MAX;
     }
     int error = stalled(worker, waiting, due_ns);
     if (error != 0) {
-        ph_connection_send_error(worker, waiting->connection, waiting->message_id, error, NULL);
-        remove_waiting(worker, waiting);
+        ph_connection_send_error(worker, detach(worker, waiting), waiting->message_id, error, NULL);
         return INT64_MAX;
     }
     return due_ns;
@@ -163,8 +163,12 @@ void ph_stricts_pursue(struct ph_worker *worker) {
     worker->few_wanted_ns = worker->mint.monotonic_ns;
     worker->strict_due_ns = INT64_MAX;
     for (struct ph_waiting_strict *one = TAILQ_FIRST(&worker->stricts); one != NULL; one = next) {
+        int64_t due_ns = one->connection != NULL ? pursue(worker, one) : INT64_MAX;
         next = TAILQ_NEXT(one, all);
-        int64_t due_ns = pursue(worker, one);
+        if (one->connection == NULL) {
+            TAILQ_REMOVE(&worker->stricts, one, all);
+            free(one);
+        }
         worker->strict_due_ns = due_ns < worker->strict_due_ns ? due_ns : worker->strict_due_ns;
     }
     if (!TAILQ_EMPTY(&worker->stricts) || ph_issuer_next(&worker->mint.issuer) != next_tick_before) {
@@ -173,12 +177,11 @@ void ph_stricts_pursue(struct ph_worker *worker) {
 }
 
 void ph_strict_forget(struct ph_worker *worker, const struct ph_connection *connection) {
-    struct ph_waiting_strict *next;
-    for (struct ph_waiting_strict *one = TAILQ_FIRST(&worker->stricts); one != NULL; one = next) {
-        next = TAILQ_NEXT(one, all);
+    struct ph_waiting_strict *one;
+    TAILQ_FOREACH(one, &worker->stricts, all) {
         if (one->connection == connection) {
-            TAILQ_REMOVE(&worker->stricts, one, all);
-            free(one);
+            one->connection = NULL;
+            worker->strict_due_ns = 0;
         }
     }
 }

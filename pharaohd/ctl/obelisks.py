@@ -254,16 +254,17 @@ def repair_arguments(
 
 
 def read_above(text: str, loaded: Settings) -> int:
-    """An id, or a time as `compose` takes it; in milliseconds since 1970. Raises InvalidArgumentError."""
-    try:
-        moment = read_time(text)
-    except InvalidArgumentError:
-        id = read_id(text)
-        if id >> 64:
-            raise InvalidArgumentError(f"{text!r} is no id: it has more than 64 bits") from None
-        layout = loaded.cluster.layout
-        return (id >> (layout.coordinator_bits + layout.sequence_bits)) + loaded.cluster.epoch_ms
-    return math.ceil(moment.timestamp() * 1000)
+    """An id, or a time as `compose` takes it; in milliseconds since 1970. Raises InvalidArgumentError.
+
+    Digits alone are an id, whatever date they would be.
+    """
+    if text == "now" or any(mark in text for mark in "@-:"):
+        return math.ceil(read_time(text).timestamp() * 1000)
+    id = read_id(text)
+    if id >> 64:
+        raise InvalidArgumentError(f"{text!r} is no id: it has more than 64 bits")
+    layout = loaded.cluster.layout
+    return (id >> (layout.coordinator_bits + layout.sequence_bits)) + loaded.cluster.epoch_ms
 
 
 def coordinators_present(loaded: Settings) -> list[int]:

@@ -190,6 +190,12 @@ static void test_no_reader_is_behind_another(void) {
     CHECK(highest_ms > (uint64_t)(T0 / MS));
 }
 
+/* A machine may have slept for years. */
+static void test_a_long_sleep(void) {
+    CHECK_EQ_U64(ph_slewed(5, INT64_C(1) << 61, 500), (INT64_C(1) << 60) + 5);
+    CHECK_EQ_U64(ph_slewed(T0, 1000 * S, SLEW), T0 + 990 * S);
+}
+
 static void test_an_unknown_boot_is_no_boot(void) {
     uint8_t unknown[16] = {0}, one[16] = {1}, other[16] = {2};
     CHECK(ph_same_boot(one, one));
@@ -214,6 +220,7 @@ int main(void) {
     RUN(test_siblings_share_one_time);
     RUN(test_a_writer_that_dies_is_not_seen);
     RUN(test_no_reader_is_behind_another);
+    RUN(test_a_long_sleep);
     RUN(test_an_unknown_boot_is_no_boot);
     RUN(test_the_system_s_clocks);
     return check_report();

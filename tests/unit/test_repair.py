@@ -28,10 +28,11 @@ from libpharaoh.errors import (
     RepairUnsureError,
     StartError,
 )
-from pharaohd import hosttime, manifest, obelisk, repair
+from pharaohd import hosttime, manifest, obelisk, repair, stats
 from pharaohd._core import ffi, lib
 from pharaohd.repair import Above, Answer, ClockOk, Repaired
 from pharaohd.settings import Settings, load
+from pharaohd.stats import WorkerState
 from tests.support.daemon import remove_host_page
 from tests.support.records import first_record
 
@@ -62,6 +63,8 @@ class Host:
     def __init__(self, directory: Path) -> None:
         self.state_dir = directory / "state"
         self.state_dir.mkdir()
+        self.runtime_dir = directory / "run"
+        self.runtime_dir.mkdir()
         self._offset = directory / "offset"
         self.set_wall_clock(0)
         self.settings = self.load()
@@ -71,6 +74,7 @@ class Host:
         variables = {
             "PHARAOHD_CLUSTER_COORDINATORS": str(len(OWNS)),
             "PHARAOHD_HOST_STATE_DIR": str(self.state_dir),
+            "PHARAOHD_HOST_RUNTIME_DIR": str(self.runtime_dir),
             "PHARAOHD_CLOCK_OFFSET_FILE": str(self._offset),
         }
         return load(None, None, variables | {f"PHARAOHD_CLUSTER_{key.upper()}": text for key, text in cluster.items()})
@@ -118,18 +122,25 @@ class Host:
         return self.newest(coordinator).ceiling
 
     @contextmanager
-    def served(self) -> Iterator[Any]:
-        """A daemon holds the directory; yields its page."""
-        descriptor = os.open(self.state_dir, os.O_RDONLY)
+    def served(self, state: WorkerState = WorkerState.FAILED) -> Iterator[Any]:
+        """A daemon holds the directory; yields its page. state: of all its workers."""
+        runtime_dir = self.settings.host.runtime_dir
+        descriptors = [os.open(path, os.O_RDONLY) for path in (self.state_dir, runtime_dir)]
+        statistics = stats.Page(runtime_dir, len(OWNS), OWNS, 0o600, -1)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            for descriptor in descriptors:
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            for number in range(len(OWNS)):
+                statistics.slots[number].state = state
             page, _ = hosttime.start(self.settings, hosttime.Clock(self.settings))
             try:
                 yield page.struct
             finally:
                 page.close(str(self.state_dir), remove=False)
         finally:
-            os.close(descriptor)
+            statistics.remove()
+            for descriptor in descriptors:
+                os.close(descriptor)
 
 
 @pytest.fixture
@@ -246,6 +257,16 @@ def test_where_a_daemon_serves_its_page_answers(host: Host) -> None:
         page.positions[1].next_tick = host.tick(now_ms()) + 77
         for answer in (None, ClockOk(), Above(now_ms() + HOUR_MS)):
             assert host.bump(answer, create=True) == Repaired(page.positions[1].next_tick, "page")
+
+
+@pytest.mark.parametrize("state", [WorkerState.LIVE, WorkerState.STARTING, WorkerState.STOPPING])
+def test_a_worker_whose_file_was_taken_away_may_still_issue(host: Host, state: WorkerState) -> None:
+    """F8: it notices at its next sync. What the page says of it now is not the last word."""
+    with host.served(state):
+        host.path(1).unlink()
+        with pytest.raises(AlreadyRunningError):
+            host.bump(Above(now_ms() + HOUR_MS), create=True)
+    assert not host.path(1).exists()
 
 
 def test_a_page_of_a_daemon_that_is_gone_is_no_answer(host: Host) -> None:
