@@ -43,9 +43,11 @@ uint64_t ph_mint_until_next_ms(const struct ph_mint *mint) {
     return (uint64_t)(PH_NS_PER_MS - mint->host_ns % PH_NS_PER_MS);
 }
 
-/* A disk that was slow last time is given more time for the next sync. */
-static uint64_t reach_ms(const struct ph_mint *mint) {
-    uint64_t sync_ms = ph_load_relaxed(&mint->syncer->sync_ns_last) / PH_NS_PER_MS;
+/* A disk that was slow last time, or has been so far, is given more time for the next sync: what is asked for while one
+   is under way is for after its end. */
+static uint64_t reach_ms(struct ph_mint *mint) {
+    uint64_t sync_ms =
+        max_u64(ph_load_relaxed(&mint->syncer->sync_ns_last) / PH_NS_PER_MS, ph_mint_ceiling_wait_ms(mint));
     return min_u64(max_u64(mint->window_ms, SLOW_FACTOR * sync_ms), REACH_MS_MAX);
 }
 

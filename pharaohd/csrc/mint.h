@@ -4,7 +4,8 @@
  * Invariants
  * - A tick is issued once: above all before it, below the durable ceiling, and not ahead of host time. The position is
  *   stored in the host's page before the tick leaves (issuer.h).
- * - A ceiling is asked for ahead of time. How far ahead follows the disk: at least four times its last sync.
+ * - A ceiling is asked for ahead of time. How far ahead follows the disk: at least four times its last sync,
+ *   and what the one under way has taken so far.
  * - A strict tick is not below the first tick of the millisecond in which host time stood when its request had been
  *   taken: the caller reads host time (ph_mint_read) after it took the request, and not before.
  * - Who stands in for a key's owner picks a millisecond after it was asked, and answers when host time has left the

@@ -101,6 +101,24 @@ static void test_a_slow_disk_is_asked_for_more(void) {
     CHECK_EQ_U64(syncer.ceiling, tick(START_MS + 1 + 4001 + 60000)); /* and no more than that */
 }
 
+/* What is asked for while the first slow sync is under way reaches beyond the second one. */
+static void test_a_disk_that_becomes_slow(void) {
+    set_up();
+    pass_us(126 * 1000);
+    CHECK_EQ_U64(take(1), 1);
+    uint64_t flies = syncer.ceiling;
+    syncer.pending = 0;
+    for (int i = 0; i < 2000; i++) {
+        pass_us(1000);
+        take(1);
+    }
+    syncer.durable_ceiling = flies; /* two seconds later: it is past */
+    syncer.sync_ns_last = 2000 * MS;
+    CHECK_EQ_U64(take(1), 0);
+    CHECK(syncer.pending);
+    CHECK(syncer.ceiling >= tick(START_MS + 126 + 2000 + 2 * 2000));
+}
+
 static void test_nothing_leaves_above_the_durable_ceiling(void) {
     set_up();
     pass_us(249000);
@@ -258,6 +276,7 @@ static void test_time_beyond_the_layout(void) {
 int main(void) {
     RUN(test_a_ceiling_is_asked_for_at_half_of_the_window);
     RUN(test_a_slow_disk_is_asked_for_more);
+    RUN(test_a_disk_that_becomes_slow);
     RUN(test_nothing_leaves_above_the_durable_ceiling);
     RUN(test_a_millisecond_s_ticks);
     RUN(test_no_id_of_an_ordinary_pace_waits_for_a_sync);
