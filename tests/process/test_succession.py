@@ -20,7 +20,7 @@ from libpharaoh.errors import AfterTooFarError
 from libpharaoh.scarab import compose
 from pharaohd import hosttime
 from pharaohd._core import ffi
-from tests.support.daemon import Daemon, wait_until
+from tests.support.daemon import Daemon, Settings, wait_until
 from tests.support.host import (
     LAYOUT,
     ceilings,
@@ -77,7 +77,7 @@ def id_at(ahead_ms: int, coordinator: int) -> int:
 
 
 def ask_at_the_bounds(daemon: Daemon, coordinator: int) -> tuple[Wire, list[int]]:
-    """Requests with every `after` that is allowed, unanswered as yet, and one beyond, refused. The numbers to wait for."""
+    """Requests with every `after` that is allowed, and one beyond, refused. Returns the numbers to wait for."""
     wire = Wire(daemon.own_socket(coordinator))
     key = KEYS[coordinator]
     with pytest.raises(AfterTooFarError):
@@ -304,7 +304,7 @@ def test_another_boot_with_the_clock_set_back(directory: Path, rng: random.Rando
     """F18, F27: the page of the boot before is no evidence, and time begins where the newest record says."""
     offset = directory / "offset"
     offset.write_bytes(bytes(8))
-    settings = {"clock": {"offset_file": str(offset)}, "obelisk": {"window_ms": 1000}}
+    settings: Settings = {"clock": {"offset_file": str(offset)}, "obelisk": {"window_ms": 1000}}
     daemon = Daemon(directory, coordinators=COORDINATORS, settings=settings)
     with daemon:
         ids = draw_all(daemon)

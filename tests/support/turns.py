@@ -46,7 +46,7 @@ class RawCaller:
             reply = self._exchange(key)
             if reply is not None and reply.error is None:
                 return int(reply.result)
-            if reply is not None and not reply.error.retryable:
+            if reply is not None and reply.error is not None and not reply.error.retryable:
                 raise reply.error
             time.sleep(0.001)
         raise TimeoutError("no answer in all that time")
