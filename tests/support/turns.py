@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-import random
 import signal
 import socket
 import subprocess
@@ -30,6 +29,7 @@ from tests.support.ledger import Ledger, Run, read
 
 WATCHDOG_S = 60.0
 KEYLESS = "none"
+SAME_NS = 40_000_000
 
 
 class RawCaller:
@@ -97,10 +97,10 @@ def main(path: str, ledger_path: str, how: str, coordinators: int) -> None:
     streams: list[tuple[str, str | None]] = [(str(one), key) for one, key in keys_of(coordinators).items()]
     streams.append((KEYLESS, None))
     ledgers = {name: Ledger(f"{ledger_path}-{name}") for name, _ in streams}
-    rng = random.Random(ledger_path)
     with contextlib.suppress(BrokenPipeError):
         while os.read(0, 1):
-            name, key = rng.choice(streams)
+            # For a while all call for the same: two calls of one stream within a millisecond tell the most.
+            name, key = streams[time.monotonic_ns() // SAME_NS % len(streams)]
             called_ns = time.monotonic_ns()
             id = call(key)
             ledgers[name].add([id], called_ns, time.monotonic_ns())
@@ -116,7 +116,7 @@ class Turns:
         self.coordinators = coordinators
         self.processes: list[subprocess.Popen[bytes]] = []
         pipes = [os.pipe() for _ in callers]
-        self._turn = os.dup(pipes[0][1])
+        self._first_turn = os.dup(pipes[0][1])
         try:
             for number, (path, how) in enumerate(callers):
                 command = [sys.executable, "-m", "tests.support.turns", path, str(self.ledgers[number]), how]
@@ -133,7 +133,7 @@ class Turns:
 
     def begin(self) -> None:
         """Gives the first one its turn."""
-        os.write(self._turn, b"t")
+        os.write(self._first_turn, b"t")
 
     def stream(self, name: str) -> list[list[Run]]:
         """What each process got of one stream."""
@@ -146,7 +146,7 @@ class Turns:
         assert all(process.poll() is None for process in self.processes), "a caller ended"
 
     def close(self) -> None:
-        os.close(self._turn)
+        os.close(self._first_turn)
         for process in self.processes:
             process.kill()
             process.wait()
