@@ -89,9 +89,9 @@ def live_through_a_loss(at: Scene, directory: Path, *, ahead: bool) -> None:
         wait_until(lambda: records_lead(at.daemon), "each file tells of the lead")
     at.draw()
     shutil.copytree(at.daemon.state_dir, directory / "backup")
-    for _ in range(5):
-        at.draw()
-        time.sleep(0.2)  # beyond the window of the copy
+    copied = max(ceilings(at.daemon).values())
+    while max(tick_of(id, LAYOUT) for id in at.draw()) <= copied:
+        time.sleep(0.1)
     at.daemon.kill()
     restore(at, directory / "backup")
 

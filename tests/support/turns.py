@@ -3,8 +3,8 @@
     python -m tests.support.turns SOCKET LEDGER PATH COORDINATORS
 
 A byte on stdin is the turn: one call, a row in the ledger of its stream (LEDGER-STREAM), then the byte goes on to
-stdout. Streams: 0 … n-1, a key of each coordinator, and `none`, without a key. PATH: `ring` (libpharaoh) or `socket`
-(raw requests, to one coordinator's socket after the other when that one hangs up).
+stdout. Streams: 0 … n-1, a key of each coordinator, and `none`, without a key. PATH: `ring` (libpharaoh), `socket`
+(raw requests, to one socket after the other when that one hangs up) or `direct` (to the owner's socket, otherwise so).
 """
 
 from __future__ import annotations
@@ -29,44 +29,32 @@ from tests.support.ledger import Ledger, Run, read
 
 WATCHDOG_S = 60.0
 KEYLESS = "none"
-SAME_NS = 40_000_000
+SAME_NS = 400_000_000
+SOON_S = 0.005
 
 
-class RawCaller:
-    """get_timestamp over whichever socket answers; a call whose connection breaks is made again elsewhere."""
+class RawSocket:
+    """One connection to one socket of the daemon, made when it is needed."""
 
-    def __init__(self, paths: Sequence[str]) -> None:
-        self._paths = itertools.cycle(paths)
+    def __init__(self, path: str) -> None:
+        self._path = path
         self._numbers = itertools.count(1)
         self._socket: socket.socket | None = None
 
-    def get_timestamp(self, key: str | None) -> int:
-        deadline = time.monotonic() + WATCHDOG_S
-        while time.monotonic() < deadline:
-            reply = self._exchange(key)
-            if reply is not None and reply.error is None:
-                return int(reply.result)
-            if reply is not None and reply.error is not None and not reply.error.retryable:
-                raise reply.error
-            time.sleep(0.001)
-        raise TimeoutError("no answer in all that time")
-
-    def _exchange(self, key: str | None) -> Reply | None:
-        """None: the connection is gone."""
+    def ask(self, key: str | None, patience_s: float) -> Reply | None:
+        """None: there is no answer, and none will come any more."""
         number = next(self._numbers)
         try:
             if self._socket is None:
                 self._socket = socket.socket(socket.AF_UNIX)
-                self._socket.settimeout(WATCHDOG_S)
-                self._socket.connect(next(self._paths))
+                self._socket.connect(self._path)
+            self._socket.settimeout(patience_s)
             self._socket.sendall(encode_request(number, "get_timestamp", [key]))
             decoder = ReplyDecoder()
             while data := self._socket.recv(4096):
                 for reply in decoder.feed(data):
                     assert reply.msgid == number
                     return reply
-        except TimeoutError:
-            raise
         except OSError:
             pass
         if self._socket is not None:
@@ -75,10 +63,33 @@ class RawCaller:
         return None
 
 
-def ring_caller(path: str) -> Callable[[str | None], int]:
+class RawCaller:
+    """get_timestamp over whichever socket answers; a call whose connection breaks is made again elsewhere.
+
+    direct: it knows the way to a key's coordinator, and asks another one when that does not answer soon.
+    """
+
+    def __init__(self, path: str, owns: Sequence[str], *, direct: bool) -> None:
+        self._owns = [RawSocket(own) for own in owns]
+        self._all = [RawSocket(path), *self._owns]
+        self._direct = direct
+
+    def get_timestamp(self, owner: int, key: str | None) -> int:
+        deadline = time.monotonic() + WATCHDOG_S
+        asked = itertools.cycle(self._all)
+        reply = self._owns[owner].ask(key, SOON_S) if self._direct else None
+        while reply is None or reply.error is not None:
+            if reply is not None and reply.error is not None and not reply.error.retryable:
+                raise reply.error
+            assert time.monotonic() < deadline, "no answer in all that time"
+            reply = next(asked).ask(key, WATCHDOG_S)
+        return int(reply.result)
+
+
+def ring_caller(path: str) -> Callable[[int, str | None], int]:
     client = libpharaoh.connect(path, timeout=WATCHDOG_S)
 
-    def call(key: str | None) -> int:
+    def call(_: int, key: str | None) -> int:
         while True:
             try:
                 return client.get_timestamp(key)
@@ -93,18 +104,22 @@ def main(path: str, ledger_path: str, how: str, coordinators: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     run = Path(path).parent if path.endswith("rpc.sock") else Path(path).parent.parent
     owns = [str(run / "coordinators" / f"{one:04d}.sock") for one in range(coordinators)]
-    call = ring_caller(path) if how == "ring" else RawCaller([path, *owns]).get_timestamp
-    streams: list[tuple[str, str | None]] = [(str(one), key) for one, key in keys_of(coordinators).items()]
-    streams.append((KEYLESS, None))
-    ledgers = {name: Ledger(f"{ledger_path}-{name}") for name, _ in streams}
+    call = ring_caller(path) if how == "ring" else RawCaller(path, owns, direct=how == "direct").get_timestamp
+    streams: list[tuple[str, int, str | None]] = [(str(one), one, key) for one, key in keys_of(coordinators).items()]
+    streams.append((KEYLESS, 0, None))
+    ledgers = {name: Ledger(f"{ledger_path}-{name}") for name, _, _ in streams}
     with contextlib.suppress(BrokenPipeError):
         while os.read(0, 1):
-            # For a while all call for the same: two calls of one stream within a millisecond tell the most.
-            name, key = streams[time.monotonic_ns() // SAME_NS % len(streams)]
+            name, owner, key = streams[stream_now(coordinators)]
             called_ns = time.monotonic_ns()
-            id = call(key)
+            id = call(owner, key)
             ledgers[name].add([id], called_ns, time.monotonic_ns())
             os.write(1, b"t")
+
+
+def stream_now(coordinators: int) -> int:
+    """For a while all call for the same stream: two calls of one within a millisecond tell the most."""
+    return time.monotonic_ns() // SAME_NS % (coordinators + 1)
 
 
 class Turns:
