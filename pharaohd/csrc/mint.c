@@ -45,8 +45,8 @@ uint64_t ph_mint_until_next_ms(const struct ph_mint *mint) {
 }
 
 /*
- * A disk that has been slow is given more time for the next sync. What the one under way has taken so far counts: what is
- * asked for meanwhile is for after its end. And a slow one is forgotten bit by bit, for a disk may hang now and then.
+ * A disk that has been slow is given more time for the next sync. What the one under way has taken so far counts: what
+ * is asked for meanwhile is for after its end. And a slow one is forgotten bit by bit: a disk may hang now and then.
  */
 static uint64_t reach_ms(struct ph_mint *mint) {
     uint64_t last_ms = ph_load_relaxed(&mint->syncer->sync_ns_last) / PH_NS_PER_MS;
@@ -140,7 +140,7 @@ void ph_mint_write_record(struct ph_mint *mint) { request_ceiling(mint, mint->re
 void ph_mint_renew(struct ph_mint *mint) {
     uint64_t reach = reach_ms(mint);
     uint64_t pause_ms = (mint->monotonic_ns - mint->issued_before_ns) / PH_NS_PER_MS;
-    int seldom = pause_ms > reach / 2 && pause_ms <= 2 * mint->tend_ms;
+    int seldom = pause_ms > reach / 4 && pause_ms <= 2 * mint->tend_ms; /* the next pause may be twice as long */
     mint->seldom |= (uint8_t)seldom;
     mint->issued_ns = mint->issued_before_ns = mint->monotonic_ns;
     keep_ahead(mint, reach / 2, seldom ? reserve_ms(mint, reach) : reach);

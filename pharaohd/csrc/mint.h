@@ -45,7 +45,7 @@ struct ph_mint {
     int64_t recorded_ahead_ns; /* the lead over the wall clock that the records tell */
     uint64_t issued_ns;        /* when it last issued; 0: not since the last ph_mint_tend() */
     uint64_t issued_before_ns; /* and before that, whenever it was */
-    uint8_t seldom;            /* since the last ph_mint_tend() a window would have passed between two ids */
+    uint8_t seldom;            /* since the last ph_mint_tend() two ids were far apart, for what is held in reserve */
 };
 
 void ph_mint_init(struct ph_mint *mint, struct ph_host_page *page, const struct ph_layout *layout, uint32_t coordinator,

@@ -135,7 +135,7 @@ static void test_a_disk_that_hangs_now_and_then(void) {
         }
         CHECK(syncer.durable_ceiling >= tick(mint.now_ms + reach_ms / 2 - 1));
     }
-    for (int i = 0; i < 200; i++) {
+    for (int i = 0; i < 400; i++) {
         pass_us(200 * 1000);
         take(1);
         sync_now(1);
