@@ -6,6 +6,7 @@
 #include "ph_errors.h"
 
 #define SLOW_FACTOR 4
+#define SLOW_SYNCS 8 /* with each sync that much of a slow one is forgotten: an eighth */
 #define REACH_MS_MAX 60000 /* the largest obelisk.window_ms: nobody waits longer for host time after a lost page */
 #define TEND_MS 1000
 
@@ -43,10 +44,19 @@ uint64_t ph_mint_until_next_ms(const struct ph_mint *mint) {
     return (uint64_t)(PH_NS_PER_MS - mint->host_ns % PH_NS_PER_MS);
 }
 
-/* A disk that was slow last time is given more time for the next sync. */
-static uint64_t reach_ms(const struct ph_mint *mint) {
-    uint64_t sync_ms = ph_load_relaxed(&mint->syncer->sync_ns_last) / PH_NS_PER_MS;
-    return min_u64(max_u64(mint->window_ms, SLOW_FACTOR * sync_ms), REACH_MS_MAX);
+/*
+ * A disk that has been slow is given more time for the next sync. What the one under way has taken so far counts: what
+ * is asked for meanwhile is for after its end. And a slow one is forgotten bit by bit: a disk may hang now and then.
+ */
+static uint64_t reach_ms(struct ph_mint *mint) {
+    uint64_t last_ms = ph_load_relaxed(&mint->syncer->sync_ns_last) / PH_NS_PER_MS;
+    uint64_t durable = ph_syncer_durable(mint->syncer);
+    if (durable != mint->durable_weighed) {
+        mint->durable_weighed = durable;
+        mint->slow_ms -= (mint->slow_ms + SLOW_SYNCS - 1) / SLOW_SYNCS;
+    }
+    mint->slow_ms = max_u64(mint->slow_ms, max_u64(last_ms, ph_mint_ceiling_wait_ms(mint)));
+    return min_u64(max_u64(mint->window_ms, SLOW_FACTOR * mint->slow_ms), REACH_MS_MAX);
 }
 
 static void take_sample(const struct ph_mint *mint, struct ph_clock_sample *sample) {
@@ -130,7 +140,7 @@ void ph_mint_write_record(struct ph_mint *mint) { request_ceiling(mint, mint->re
 void ph_mint_renew(struct ph_mint *mint) {
     uint64_t reach = reach_ms(mint);
     uint64_t pause_ms = (mint->monotonic_ns - mint->issued_before_ns) / PH_NS_PER_MS;
-    int seldom = pause_ms > reach / 2 && pause_ms <= 2 * mint->tend_ms;
+    int seldom = pause_ms > reach / 4 && pause_ms <= 2 * mint->tend_ms; /* the next pause may be twice as long */
     mint->seldom |= (uint8_t)seldom;
     mint->issued_ns = mint->issued_before_ns = mint->monotonic_ns;
     keep_ahead(mint, reach / 2, seldom ? reserve_ms(mint, reach) : reach);

@@ -4,7 +4,8 @@
  * Invariants
  * - A tick is issued once: above all before it, below the durable ceiling, and not ahead of host time. The position is
  *   stored in the host's page before the tick leaves (issuer.h).
- * - A ceiling is asked for ahead of time. How far ahead follows the disk: at least four times its last sync.
+ * - A ceiling is asked for ahead of time. How far ahead follows the disk: at least four times its last sync,
+ *   what the one under way has taken so far, and what a slow one a while ago took, less an eighth for each since.
  * - A strict tick is not below the first tick of the millisecond in which host time stood when its request had been
  *   taken: the caller reads host time (ph_mint_read) after it took the request, and not before.
  * - Who stands in for a key's owner picks a millisecond after it was asked, and answers when host time has left the
@@ -39,10 +40,12 @@ struct ph_mint {
     uint64_t requested_ceiling;
     uint64_t durable_seen;     /* the durable ceiling when `requested_ns` was noted */
     uint64_t requested_ns;     /* since when a ceiling that was asked for is not durable; 0: none is under way */
+    uint64_t slow_ms;          /* what a sync may take, by those that were */
+    uint64_t durable_weighed;  /* the durable ceiling of the newest of them */
     int64_t recorded_ahead_ns; /* the lead over the wall clock that the records tell */
     uint64_t issued_ns;        /* when it last issued; 0: not since the last ph_mint_tend() */
     uint64_t issued_before_ns; /* and before that, whenever it was */
-    uint8_t seldom;            /* since the last ph_mint_tend() a window would have passed between two ids */
+    uint8_t seldom;            /* since the last ph_mint_tend() two ids were far apart, for what is held in reserve */
 };
 
 void ph_mint_init(struct ph_mint *mint, struct ph_host_page *page, const struct ph_layout *layout, uint32_t coordinator,

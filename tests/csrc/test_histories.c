@@ -1058,7 +1058,7 @@ static void slow_disk(void) {
             if (worker->runs && issue(c, 1)) {
                 last_ns[c] = w->true_ns;
             }
-            if (w->true_ns - last_ns[c] > 4 * takes_ns + 2 * WINDOW_MS * MS) {
+            if (w->true_ns - last_ns[c] > 2 * takes_ns + 2 * WINDOW_MS * MS) {
                 broke("L: a slow disk silences a coordinator");
             }
         }

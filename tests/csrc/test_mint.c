@@ -101,6 +101,51 @@ static void test_a_slow_disk_is_asked_for_more(void) {
     CHECK_EQ_U64(syncer.ceiling, tick(START_MS + 1 + 4001 + 60000)); /* and no more than that */
 }
 
+/* What is asked for while the first slow sync is under way reaches beyond the second one. */
+static void test_a_disk_that_becomes_slow(void) {
+    set_up();
+    pass_us(126 * 1000);
+    CHECK_EQ_U64(take(1), 1);
+    uint64_t flies = syncer.ceiling;
+    syncer.pending = 0;
+    for (int i = 0; i < 2000; i++) {
+        pass_us(1000);
+        take(1);
+    }
+    CHECK(flies < tick(mint.now_ms)); /* when it becomes durable now, two seconds later, it is past */
+    CHECK(syncer.pending);
+    CHECK(syncer.ceiling >= tick(START_MS + 126 + 2000 + 2 * 2000 - 1));
+}
+
+/* One that hangs now and then and is fast in between: a fast sync does not make it forget the slow ones. */
+static void test_a_disk_that_hangs_now_and_then(void) {
+    set_up();
+    pass_us(130 * 1000);
+    CHECK_EQ_U64(take(1), 1);
+    pass_us(2500 * 1000);
+    sync_now(2500);
+    uint64_t reach_ms = 4 * 2500;
+    for (int i = 0; i < 4; i++) {
+        take(1);
+        sync_now(1);
+        reach_ms -= reach_ms / 8 + 4;
+        while (!syncer.pending) {
+            pass_us(1000);
+            CHECK_EQ_U64(take(1), 1);
+        }
+        CHECK(syncer.durable_ceiling >= tick(mint.now_ms + reach_ms / 2 - 1));
+    }
+    for (int i = 0; i < 400; i++) {
+        pass_us(200 * 1000);
+        take(1);
+        sync_now(1);
+    }
+    syncer.durable_ceiling = 0;
+    mint.requested_ceiling = 0;
+    take(1);
+    CHECK_EQ_U64(syncer.ceiling, tick(mint.now_ms + 250)); /* in the end they are forgotten */
+}
+
 static void test_nothing_leaves_above_the_durable_ceiling(void) {
     set_up();
     pass_us(249000);
@@ -258,6 +303,8 @@ static void test_time_beyond_the_layout(void) {
 int main(void) {
     RUN(test_a_ceiling_is_asked_for_at_half_of_the_window);
     RUN(test_a_slow_disk_is_asked_for_more);
+    RUN(test_a_disk_that_becomes_slow);
+    RUN(test_a_disk_that_hangs_now_and_then);
     RUN(test_nothing_leaves_above_the_durable_ceiling);
     RUN(test_a_millisecond_s_ticks);
     RUN(test_no_id_of_an_ordinary_pace_waits_for_a_sync);

@@ -1,0 +1,148 @@
+"""A disk whose syncs take seconds: ids go on after the first ones, and the status says so (F9, F59, F62)."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.support import ledger, loopfs, throttle
+from tests.support.daemon import Daemon, Settings, wait_until
+from tests.support.drawer import Drawer, drawers
+from tests.support.loopfs import LoopFs, loop_fs
+
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.skipif(loopfs.MISSING is not None, reason=f"needs {loopfs.MISSING}"),
+    pytest.mark.timeout(600),
+]
+
+SLOW_NS = 1_000_000_000
+PULSE_S = 2.5
+THAWED_S = 0.2
+PULSES = 6
+KINDS = ("ring", "single", "socket", "strict")
+SETTINGS: Settings = {"obelisk": {"window_ms": 250}, "rpc": {"stall_ms_max": 60_000}}
+DEGRADED = 4
+THREE = 3
+"""Coordinators that share a write a second."""
+
+
+@contextmanager
+def scene(
+    directory: Path, coordinators: int = 1, options: tuple[str, ...] = ()
+) -> Iterator[tuple[LoopFs, Daemon, list[Drawer]]]:
+    """A daemon on a file system of its own, and clients of each coordinator that draw all the time."""
+    with loop_fs(directory, 64, options) as file_system:
+        state_dir = file_system.mount_point / "state"
+        daemon = Daemon(directory, coordinators=coordinators, state_dir=state_dir, settings=SETTINGS)
+        try:
+            with daemon, contextlib.ExitStack() as held:
+                drawn: list[Drawer] = []
+                for number, kind in enumerate(KINDS):
+                    (directory / kind).mkdir()
+                    socket = daemon.own_socket(number % coordinators)
+                    drawn += held.enter_context(drawers(socket, directory / kind, [kind], batch=64))
+                for drawer in drawn:
+                    drawer.wait_drawing()
+                try:
+                    yield file_system, daemon, drawn
+                finally:
+                    file_system.thaw()
+                for drawer in drawn:
+                    drawer.kill()
+                check_ledgers(drawn)
+        finally:
+            file_system.thaw()
+
+
+def check_ledgers(drawn: Sequence[Drawer]) -> None:
+    runs = [drawer.runs() for drawer in drawn]
+    count = ledger.check_unique(runs, at_least=10_000)
+    for one in runs:
+        ledger.check_rising(one)
+    print(f"{count} ids, none twice")
+
+
+def pulse(file_system: LoopFs, daemon: Daemon, drawn: Sequence[Drawer]) -> list[bool]:
+    """The disk hangs for a while, then ends a sync. Returns whether each client got something in the last half."""
+    syncs = daemon.worker(0).syncs
+    file_system.freeze()
+    try:
+        time.sleep(PULSE_S / 2)
+        rows = [drawer.rows() for drawer in drawn]
+        counts = [drawer.mark() for drawer in drawn]
+        time.sleep(PULSE_S / 2)
+        gone_on = [
+            drawer.rows() > row or drawer.mark() != mark for drawer, row, mark in zip(drawn, rows, counts, strict=True)
+        ]
+    finally:
+        file_system.thaw()
+    wait_until(lambda: daemon.worker(0).syncs > syncs, "a sync that ends")
+    time.sleep(THAWED_S)
+    return gone_on
+
+
+def test_pulses(directory: Path, effort: float) -> None:
+    """F59, F62: the disk hangs for 2.5 s again and again: after two such syncs no id waits for one any more."""
+    with scene(directory) as (file_system, daemon, drawn):
+        for _ in range(3):
+            pulse(file_system, daemon, drawn)
+        assert daemon.worker(0).sync_ns_max > SLOW_NS
+        stalls = daemon.worker(0).stalls
+        for _ in range(max(2, round(PULSES * effort))):
+            assert all(pulse(file_system, daemon, drawn)), "a client got nothing while the disk hung"
+        assert daemon.worker(0).stalls == stalls, "an id waited for a sync"
+        print(f"slowest sync {daemon.worker(0).sync_ns_max / 1e9:.1f} s, stalls at first {stalls}")
+
+
+@pytest.mark.skipif(throttle.MISSING is not None, reason=f"needs {throttle.MISSING}")
+def test_few_writes_a_second(directory: Path, effort: float) -> None:
+    """F59, F62, case cg7: each sync takes seconds, for as long as it lasts; ids go on after the first ones."""
+    with (
+        scene(directory, THREE, ("-O", "^has_journal")) as (file_system, daemon, drawn),
+        throttle.throttled(daemon, file_system.mount_point, 1),
+    ):
+        await_syncs(daemon, 4)
+        if max(worker.sync_ns_max for worker in daemon.workers()) < SLOW_NS:
+            pytest.skip("the block controller does not slow this disk down")
+        stalls = [worker.stalls for worker in daemon.workers()]
+        for _ in range(max(2, round(3 * effort))):
+            marks = [drawer.mark() for drawer in drawn]
+            await_syncs(daemon, 1)
+            assert all(drawer.mark() != mark for drawer, mark in zip(drawn, marks, strict=True))
+        assert [worker.stalls for worker in daemon.workers()] == stalls, "an id waited for a sync"
+        syncs_s = [round(worker.sync_ns_last / 1e9, 1) for worker in daemon.workers()]
+        print(f"syncs of {syncs_s} s, stalls at first {stalls}")
+
+
+def await_syncs(daemon: Daemon, count: int) -> None:
+    """So many more of each coordinator."""
+    before = {worker.coordinator: worker.syncs for worker in daemon.workers()}
+    wait_until(
+        lambda: all(worker.syncs >= before[worker.coordinator] + count for worker in daemon.workers()), "syncs", 180
+    )
+
+
+def status(daemon: Daemon) -> tuple[int, list[int]]:
+    done = daemon.ctl("status", "-o", "json")
+    return done.returncode, json.loads(done.stdout)["ceilings_stale"]
+
+
+def test_the_status_tells(directory: Path) -> None:
+    """F9, F62: degraded as soon as a ceiling has been outstanding for a second, and not any more afterwards."""
+    with scene(directory) as (file_system, daemon, _):
+        assert status(daemon) == (0, [])
+        file_system.freeze()
+        try:
+            wait_until(lambda: daemon.worker(0).ceiling_wait_ms > 1000, "a ceiling that is overdue")
+            assert status(daemon) == (DEGRADED, [0])
+        finally:
+            file_system.thaw()
+        wait_until(lambda: daemon.worker(0).ceiling_wait_ms == 0, "the ceiling")
+        wait_until(lambda: status(daemon) == (0, []), "all well")
