@@ -6,7 +6,7 @@
 #include "ph_errors.h"
 
 #define SLOW_FACTOR 4
-#define SLOW_SYNCS 8 /* with each sync that much of a slow one is forgotten: an eighth */
+#define SLOW_SYNCS 8       /* with each sync that much of a slow one is forgotten: an eighth */
 #define REACH_MS_MAX 60000 /* the largest obelisk.window_ms: nobody waits longer for host time after a lost page */
 #define TEND_MS 1000
 
