@@ -29,7 +29,8 @@ class RawRing:
         deadline = time.monotonic() + PATIENCE_S
         self._connection = Connection.connect(path, deadline)
         self._connection.hello("raw ring", deadline)
-        result, descriptors = self._connection.request_descriptors("attach", ["raw ring", 1000], 3, deadline)
+        result, received = self._connection.request_descriptors("attach", ["raw ring", 1000], 3, deadline)
+        descriptors = received.detach()
         self.layout = Layout()
         self._grants = mmap.mmap(descriptors[0], SEGMENT_BYTES, access=mmap.ACCESS_READ)
         self._client = mmap.mmap(descriptors[1], SEGMENT_BYTES)
