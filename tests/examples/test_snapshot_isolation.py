@@ -132,11 +132,11 @@ def test_a_transaction_that_was_too_slow_fails_whole(store: Store, oracle: FakeC
 
 
 class FailingOver:
-    """Two coordinators with clocks far apart; whichever is live answers."""
+    """Two hosts with clocks half a second apart; whichever is live answers."""
 
     def __init__(self) -> None:
         self.behind = FakeClient(start=1_000_000, coordinator=0)
-        self.ahead = FakeClient(start=1_005_000, coordinator=1)
+        self.ahead = FakeClient(start=1_000_500, coordinator=1)
         self.live = self.behind
         self.layout = self.behind.layout
 
