@@ -596,7 +596,7 @@ class RepairUnsureError(StartError):
     name = "REPAIR_UNSURE"
     retryable = False
     message = "no file tells how far this host's ids have come, so the operator has to"
-    hint = "repeat the command with --clock-ok or with --above, whichever is true"
+    hint = "repeat the command with --clock-ok or with --above ID|TIME, whichever is true"
     exit_status = 99
 
 

@@ -66,22 +66,24 @@ def init(settings: Settings) -> str:
     from pharaohd.premises import check_state_dir, converted
 
     state_dir = settings.host.state_dir
+    create = creator(settings)
     with converted(StateDirError, state_dir):
         if manifest.exists(state_dir):
             return f"{state_dir} has been made before; nothing is changed"
         os.makedirs(state_dir, mode=0o700, exist_ok=True)
         check_state_dir(state_dir)
-        manifest.ensure(state_dir, settings.host.owns, creator(settings), may_be_new=True)
+        manifest.ensure(state_dir, settings.host.owns, create, may_be_new=True)
     return f"{state_dir} is made, with {len(settings.host.owns)} coordinators"
 
 
 def creator(settings: Settings) -> Callable[[int, str], None]:
-    """Makes a coordinator's first file at a path."""
+    """Makes a coordinator's first file at a path. Raises SettingsError when the clock cannot be had."""
     from pharaohd import hosttime, obelisk
 
+    clock = hosttime.Clock(settings)
+
     def create(coordinator: int, path: str) -> None:
-        first = hosttime.first_record(hosttime.Clock(settings))
-        obelisk.create(path, obelisk.identity_for(settings, coordinator), first)
+        obelisk.create(path, obelisk.identity_for(settings, coordinator), hosttime.first_record(clock))
 
     return create
 

@@ -18,6 +18,7 @@ import contextlib
 import fcntl
 import mmap
 import os
+import re
 import secrets
 import stat
 import time
@@ -25,7 +26,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from libpharaoh.errors import AlreadyRunningError, SettingsError
+from libpharaoh.errors import AlreadyRunningError, ClockError, SettingsError, StartError
 from pharaohd import manifest, obelisk, process
 from pharaohd._core import ffi, lib
 from pharaohd.settings import Settings
@@ -34,6 +35,7 @@ PAGE_BYTES: int = ffi.sizeof("struct ph_host_page")
 SHARED_MEMORY_DIR = "/dev/shm"
 MEMORY_FILE_SYSTEMS = ("tmpfs", "ramfs")
 LOCK_PATIENCE_S = 2.0
+RECORD_HINT = "`obelisk inspect N` shows whose; remove that file and make it anew: `pharaohctl obelisk bump N --create`"
 NS_PER_MS = 1_000_000
 
 
@@ -41,7 +43,8 @@ NS_PER_MS = 1_000_000
 class Started:
     """What a host start found: struct ph_started."""
 
-    host_ns: int
+    ahead_ms: int
+    """How far host time leads the wall clock."""
     jump_ms: int
     """The wall clock is so far ahead of the evidence of this boot, and is not followed; or 0."""
     floor_ms: int
@@ -261,16 +264,22 @@ def locked_records(settings: Settings, coordinators: Iterable[int]) -> Iterator[
             handle = ffi.new("struct ph_obelisk *")
             path = os.fsencode(manifest.obelisk_path(settings.host.state_dir, coordinator))
             if lib.ph_obelisk_open(handle, path, lib.PH_OBELISK_OWN, fault):
-                raise obelisk.fault_error(fault)
+                raise named(obelisk.fault_error(fault), coordinator)
             handles.append((coordinator, handle))
             expected = ffi.new("struct ph_identity *")
             obelisk.fill_identity(expected, obelisk.identity_for(settings, coordinator))
             if lib.ph_obelisk_check(handle, expected, fault):
-                raise obelisk.fault_error(fault)
+                raise named(obelisk.fault_error(fault), coordinator)
         yield {coordinator: handle.newest for coordinator, handle in handles}
     finally:
         for _, handle in handles:
             lib.ph_obelisk_close(handle)
+
+
+def named(error: StartError, coordinator: int) -> StartError:
+    """The error with the coordinator's number where its remedy says N."""
+    error.hint = re.sub(r"\bN\b", str(coordinator), error.hint)
+    return error
 
 
 class Known:
@@ -304,6 +313,7 @@ def start(settings: Settings, clock: Clock) -> tuple[Page, Started]:
     with locked_records(settings, manifest.read(state_dir)) as records:
         found = find_page(state_dir, owner=os.geteuid(), lock=True)
         known = Known(settings, records, found, clock)
+        check_time(settings, known)
         pending = None if found is not None and found.own else new_page(state_dir)
         page = pending.page if pending else found.page if found and found.own else anonymous_page()
         started = ffi.new("struct ph_started *")
@@ -311,9 +321,26 @@ def start(settings: Settings, clock: Clock) -> tuple[Page, Started]:
         if pending:
             pending.publish()
     return page, Started(
-        started.host_ns, started.jump_ns // NS_PER_MS, started.floor_ms + settings.cluster.epoch_ms, started.exact,
-        started.wait_ns // NS_PER_MS,
-    )  # fmt: skip
+        ahead_ms=max(0, started.host_ns - known.struct.realtime_ns) // NS_PER_MS,
+        jump_ms=started.jump_ns // NS_PER_MS,
+        floor_ms=started.floor_ms + settings.cluster.epoch_ms,
+        exact=started.exact,
+        wait_ms=started.wait_ns // NS_PER_MS,
+    )
+
+
+def check_time(settings: Settings, known: Known) -> None:
+    """Before anything is written. Raises ClockError for a time that no id can have."""
+    started = ffi.new("struct ph_started *")
+    lib.ph_host_start_time(known.struct, started)
+    layout, epoch_ms = settings.cluster.layout, settings.cluster.epoch_ms
+    end_ms = epoch_ms + (1 << layout.ms_bits)
+    if not epoch_ms < known.struct.realtime_ns // NS_PER_MS < end_ms:
+        raise ClockError(
+            f"the wall clock is not within the {layout.ms_bits} bits of milliseconds from cluster.epoch on"
+        )
+    if started.host_ns // NS_PER_MS >= end_ms:
+        raise ClockError("a record says a time beyond the layout's end, whatever the clock says", hint=RECORD_HINT)
 
 
 def new_page(state_dir: str) -> PendingPage | None:

@@ -30,6 +30,7 @@ from libpharaoh.errors import (
     ObeliskTooNewError,
     ProtocolViolationError,
     RepairUnsureError,
+    StateDirError,
 )
 from pharaohd import hosttime, manifest, obelisk
 from pharaohd._core import ffi, lib
@@ -48,9 +49,16 @@ class Above:
     """The operator: nobody has an id of this host above this time."""
 
     unix_ms: int
+    even_in_the_future: bool = False
+    """It may lie more than a day ahead of all clocks. A wrong year would be for good."""
 
 
 Answer = ClockOk | Above | None
+
+FUTURE_MS = 86_400_000
+"""An answer so far ahead of all clocks is more likely a wrong date than a careful one."""
+ABOVE_HINT = "name the highest id that anybody has, or a time after the last one was issued: --above ID|TIME"
+END_HINT = "a record, or the answer, names a time far in the future: repair that file first, by --create and --above"
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +138,8 @@ def rewrite(
         repaired = ffi.new("struct ph_repaired *")
         own_ceiling = max((record.ceiling for record in own), default=0)
         lib.ph_repair(known.struct, coordinator, way, above_ms, own_ceiling, repaired)
+        if repaired.ceiling >= 1 << (settings.cluster.layout.ms_bits + settings.cluster.layout.sequence_bits):
+            raise RepairUnsureError("the file would begin after the last time that the layout can hold", hint=END_HINT)
         first = ffi.new("struct ph_record *")
         first.ceiling, first.sample, first.clean = repaired.ceiling, repaired.sample, 1
         first.start_id = hosttime.new_start_id()
@@ -143,8 +153,11 @@ def rewrite(
 
 @contextlib.contextmanager
 def daemon_kept_out(state_dir: str) -> Iterator[bool]:
-    """Yields whether a daemon serves from this directory. Otherwise none can start meanwhile. Raises OSError."""
-    descriptor = os.open(state_dir, os.O_RDONLY | os.O_DIRECTORY)
+    """Yields whether a daemon serves from this directory. Otherwise none can start meanwhile. Raises StateDirError."""
+    try:
+        descriptor = os.open(state_dir, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise StateDirError(f"{state_dir}: {error.strerror}") from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         alive = False
@@ -175,36 +188,53 @@ def chosen_way(
         if position.start_id != 0 and position.start_id == live.page.struct.start_id:
             return lib.PH_REPAIR_LIVE, 0
     if isinstance(answer, Above):
-        epoch_ms = settings.cluster.epoch_ms
-        if not 0 <= answer.unix_ms - epoch_ms < 1 << settings.cluster.layout.ms_bits:
-            raise RepairUnsureError("--above names a time that no id of this layout can have")
-        return lib.PH_REPAIR_ABOVE, answer.unix_ms - epoch_ms
+        return lib.PH_REPAIR_ABOVE, checked_above(settings, known, answer)
     newest = lib.ph_newest_evidence(known.struct)
     if newest < 0:
         raise RepairUnsureError(
-            "no record survives, so --clock-ok says nothing",
-            hint="name the highest id that anybody has, or a time after the last one was issued: --above ID|TIME",
+            "no record survives, so --clock-ok says nothing" if answer else "no record survives", hint=ABOVE_HINT
         )
     record = known.struct.records[newest]
     set_back_ns = record.sample.realtime_ns - known.struct.realtime_ns
-    if answer is None or set_back_ns > 0:
-        raise RepairUnsureError(question(record, set_back_ns, refused=answer is not None))
+    if set_back_ns > 0:
+        seen, behind_s = text_of_ns(record.sample.realtime_ns), set_back_ns / 1e9
+        raise RepairUnsureError(
+            f"--clock-ok is not true: the record of coordinator {record.coordinator} saw the wall clock at {seen}, and "
+            f"it is {behind_s:.3f} s behind that now: it was set back",
+            hint=ABOVE_HINT,
+        )
+    if answer is None:
+        raise RepairUnsureError(question(record))
     return lib.PH_REPAIR_CLOCK_OK, 0
 
 
-def question(record: Any, set_back_ns: int, *, refused: bool) -> str:
+def checked_above(settings: Settings, known: hosttime.Known, answer: Above) -> int:
+    """In milliseconds since the epoch. Raises RepairUnsureError for a time that can hardly be meant."""
+    above_ms = answer.unix_ms - settings.cluster.epoch_ms
+    if not 0 <= above_ms < (1 << settings.cluster.layout.ms_bits) - 1:
+        raise RepairUnsureError("--above names a time that no id of this layout can have", hint=ABOVE_HINT)
+    same_boot = ffi.new("int *")
+    seen_ns = max(known.struct.realtime_ns, lib.ph_host_estimate(known.struct, same_boot))
+    ahead_ms = answer.unix_ms - seen_ns // hosttime.NS_PER_MS
+    if ahead_ms > FUTURE_MS and not answer.even_in_the_future:
+        raise RepairUnsureError(
+            f"--above lies {ahead_ms / 1000:.0f} s ahead of the wall clock and of every record: ids would carry that "
+            "time from the next start on, and nothing brings it back",
+            hint="correct the time; if somebody really has ids of that time, add --even-in-the-future",
+        )
+    return above_ms
+
+
+def question(record: Any) -> str:
     """What the operator has to know to answer."""
     seen = text_of_ns(record.sample.realtime_ns)
     lead_ms = max(0, record.sample.host_ns - record.sample.realtime_ns) // hosttime.NS_PER_MS
-    text = (
-        f"the newest surviving record is of coordinator {record.coordinator}: the wall clock showed {seen}, and ids "
-        f"were {lead_ms} ms ahead of it. --clock-ok says: since then the wall clock has not been set back, running or "
-        "stopped, and no repair was made whose record is not here. --above ID|TIME says: nobody has an id of this host "
-        "above that"
-    )
-    if set_back_ns > 0:
-        text += f". The wall clock is {set_back_ns // hosttime.NS_PER_MS} ms behind that record, so it was set back"
-    return f"--clock-ok is not true: {text}" if refused else text
+    lead = f", and ids were {lead_ms} ms ahead of it" if lead_ms else ""
+    return f"""
+  The newest record that is left is of coordinator {record.coordinator}. The wall clock showed {seen} then{lead}.
+  --clock-ok says that both are true: nobody has set the wall clock back since then, also not while the daemon was
+    stopped; and nobody has repaired a file since then whose result is lost now.
+  --above ID|TIME says: nobody has an id of this host above that one, or of a later time."""
 
 
 def text_of_ns(unix_ns: int) -> str:

@@ -39,6 +39,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 MESSAGE_BYTES_MAX = 65_536
 ABORT_PATIENCE_S = 1.0
 FORK_RETRY_S = 1.0
+AHEAD_MS = 1000
 
 
 ROUTER = NO_COORDINATOR
@@ -166,6 +167,8 @@ class Supervisor:
                 "the wall clock is ahead of all evidence and is not followed; `pharaohctl clock accept` if it is right",
                 ahead_ms=started.jump_ms,
             )
+        if started.ahead_ms > AHEAD_MS:
+            self._log.warning("ids are ahead of the wall clock", ahead_ms=started.ahead_ms)
         if started.wait_ms > self._settings.obelisk.window_ms:
             self._log.warning("ids wait until host time reaches what was reserved", wait_ms=started.wait_ms)
 

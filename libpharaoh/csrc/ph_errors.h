@@ -124,7 +124,7 @@ static inline const struct ph_error_info *ph_error_info(int code) {
         {7017, "COUNTERS_MISSING", "the file of the counters is missing, or older than the Obelisk says", "restore the file, or `pharaohctl obelisk bump N --drop-counters` and then raise each counter above what was handed out", 0, 96},
         {7018, "COUNTERS_CORRUPT", "the file of the counters is damaged or of another coordinator", "restore the file, or `pharaohctl obelisk bump N --drop-counters` and then raise each counter above what was handed out", 0, 97},
         {7019, "STATE_DIR_EMPTY", "the state directory has no manifest: its volume is not mounted, its path is wrong, or it is new", "mount the volume or correct host.state_dir; only for a new host: run `pharaohd --init` once with the same options", 0, 98},
-        {7020, "REPAIR_UNSURE", "no file tells how far this host's ids have come, so the operator has to", "repeat the command with --clock-ok or with --above, whichever is true", 0, 99},
+        {7020, "REPAIR_UNSURE", "no file tells how far this host's ids have come, so the operator has to", "repeat the command with --clock-ok or with --above ID|TIME, whichever is true", 0, 99},
         {7101, "SYNC_FAILED", "a write or sync of the Obelisk failed; the worker gave up at once and its successor reserves anew", "look at the kernel's log for the disk under host.state_dir", 1, 70},
         {7102, "OBELISK_LOST", "the Obelisk was truncated, renamed, replaced or unlinked while in use", "find out who touches host.state_dir, and put the file back", 1, 71},
         {7103, "INTERNAL", "an internal error; this is a bug", "report it with the log's traceback", 1, 72},

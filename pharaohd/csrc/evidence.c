@@ -38,7 +38,7 @@ int64_t ph_host_estimate(const struct ph_known *known, int *same_boot) {
     return estimate_ns;
 }
 
-static void start_time(const struct ph_known *known, struct ph_started *started) {
+void ph_host_start_time(const struct ph_known *known, struct ph_started *started) {
     int same_boot;
     int64_t estimate_ns = ph_host_estimate(known, &same_boot);
     if (same_boot && known->realtime_ns > estimate_ns + known->jump_ns_max) {
@@ -85,7 +85,7 @@ void ph_host_start(const struct ph_known *known, struct ph_host_page *page, uint
     uint8_t part[PH_COORDINATOR_MAX] = {0};
     uint64_t highest = 0;
     started->exact = 0;
-    start_time(known, started);
+    ph_host_start_time(known, started);
     for (uint32_t i = 0; i < known->count; i++) {
         const struct ph_evidence *record = &known->records[i];
         int exact;
@@ -138,8 +138,8 @@ static uint64_t tick_above(const struct ph_known *known, int64_t host_ns) {
 void ph_repair(const struct ph_known *known, uint32_t coordinator, enum ph_repair_way way, uint64_t above_ms,
                uint64_t own_ceiling, struct ph_repaired *repaired) {
     struct ph_started now;
-    start_time(known,
-               &now); /* what a start would make of the evidence: the record is evidence of this boot from now on */
+    ph_host_start_time(
+        known, &now); /* what a start would make of the evidence: the record is evidence of this boot from now on */
     int64_t bound_ns = 0;
     if (way == PH_REPAIR_LIVE) {
         repaired->ceiling = ph_load_acquire(&known->page->positions[coordinator].next_tick);

@@ -57,6 +57,9 @@ struct ph_started {
 void ph_host_start(const struct ph_known *known, struct ph_host_page *page, uint64_t start_id,
                    struct ph_started *started);
 
+/* What host time a start would begin with: host_ns and jump_ns alone. */
+void ph_host_start_time(const struct ph_known *known, struct ph_started *started);
+
 /* How far host time must have come by all evidence; *same_boot: whether some of it is of this boot. */
 int64_t ph_host_estimate(const struct ph_known *known, int *same_boot);
 

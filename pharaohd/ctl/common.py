@@ -46,6 +46,12 @@ class Target:
             return loaded
         return dataclasses.replace(loaded, host=dataclasses.replace(loaded.host, state_dir=self.state_dir))
 
+    def files(self) -> Settings:
+        """The settings of commands that look at files, which a socket does not name. Raises UsageError."""
+        if self.socket is not None and self.dir is None and self.config is None and self.state_dir is None:
+            raise click.UsageError("this command looks at files: name them by --dir, --config or --state-dir")
+        return self.settings()
+
     def socket_path(self) -> str:
         """--socket, else that of --dir or --config, else PHARAOH_SOCKET, else the daemon's default."""
         if self.socket is not None:

@@ -98,6 +98,7 @@ def status_command(target: Target) -> int:
         "workers_live": len(live),
         "workers_total": len(workers),
         "workers_not_live": [worker.coordinator for worker in workers if worker.coordinator not in live],
+        "clock_ahead_ms": max((worker.clock_ahead_ms for worker in workers), default=0),
         "ceilings_stale": stale,
         "first_live": None if daemon.first_live == NO_COORDINATOR else daemon.first_live,
         "restarts": sum(worker.restart_count for worker in workers),

@@ -45,13 +45,16 @@ CLOCK_OK = click.option(
 ABOVE = click.option(
     "--above", metavar="ID|TIME", help="Nobody has an id of this host above this one, or of a time after this."
 )
+FUTURE = click.option(
+    "--even-in-the-future", is_flag=True, help="Believe --above although it is far ahead of all clocks. Ids go there."
+)
 TORN_RECORD_REMEDY = "none needed: a start goes by the other record, and the next one is written over this"
 REREAD_S = 0.01
 
 
 def answer_options(function: Any) -> Any:
     """What an operator says when no file can tell how far ids have come."""
-    return CLOCK_OK(ABOVE(function))
+    return CLOCK_OK(ABOVE(FUTURE(function)))
 
 
 def coordinator_of(text: str, loaded: Settings) -> int:
@@ -102,7 +105,7 @@ def obelisk_group() -> None:
 @click.argument("which", metavar="PATH|N")
 def inspect_command(target: Target, which: str) -> None:
     """What a file holds, sound or not; judges nothing. Also while its worker serves."""
-    loaded = target.settings()
+    loaded = target.files()
     path = obelisk_path(loaded, coordinator_of(which, loaded)) if is_number(which) else which
     report = obelisk.inspect(path)
     facts = facts_of_report(report)
@@ -123,7 +126,7 @@ def verify_command(target: Target, which: tuple[str, ...]) -> int:
     N is judged against the settings; a PATH only by itself. Without arguments: every coordinator that this host owns
     or that its state directory has ever had.
     """
-    loaded = target.settings()
+    loaded = target.files()
     rows = [verified_path(text, loaded) for text in which if not is_number(text)]
     numbers = [coordinator_of(text, loaded) for text in which if is_number(text)] if which else coordinators_of(loaded)
     rows += [verified(number, loaded) for number in numbers]
@@ -216,18 +219,25 @@ def remedy_for(report: ObeliskReport, expected: Identity | None) -> str:
 
 
 @command(obelisk_group, "adopt")
-@click.argument("numbers", nargs=-1, metavar="N…")
+@click.argument("numbers", nargs=-1, metavar="[N…]")
 @click.option("--all", "everything", is_flag=True, help="Every file there is, and rebuild the manifest from them.")
 @answer_options
 @DROP_COUNTERS
 def adopt_command(
-    target: Target, numbers: tuple[str, ...], everything: bool, clock_ok: bool, above: str | None, drop_counters: bool
+    target: Target,
+    numbers: tuple[str, ...],
+    everything: bool,
+    clock_ok: bool,
+    above: str | None,
+    even_in_the_future: bool,
+    drop_counters: bool,
 ) -> None:
     """Make copied or restored files this host's and this cluster's own.
 
     Only when the originals are out of use for good: two daemons with one coordinator issue the same ids.
     """
-    loaded, chosen, answer = repair_arguments(target, numbers, everything, clock_ok, above)
+    loaded, answer = repair_arguments(target, numbers, everything, clock_ok, above, even_in_the_future)
+    chosen = coordinators_present(loaded) if everything else [coordinator_of(text, loaded) for text in numbers]
     rows = []
     for number in chosen:
         repaired = repair.adopt(loaded, number, answer, drop_counters=drop_counters)
@@ -240,17 +250,22 @@ def adopt_command(
 
 
 def repair_arguments(
-    target: Target, numbers: tuple[str, ...], everything: bool, clock_ok: bool, above: str | None
-) -> tuple[Settings, list[int], repair.Answer]:
-    """The settings, the coordinators and the operator's word. Raises UsageError, InvalidArgumentError."""
+    target: Target,
+    numbers: tuple[str, ...],
+    everything: bool,
+    clock_ok: bool,
+    above: str | None,
+    even_in_the_future: bool,
+) -> tuple[Settings, repair.Answer]:
+    """The settings and the operator's word. Raises UsageError, InvalidArgumentError."""
     if bool(numbers) == everything:
         raise click.UsageError("name coordinators, or --all")
     if clock_ok and above is not None:
         raise click.UsageError("--clock-ok and --above are two answers to one question: give one")
-    loaded = target.settings()
-    chosen = coordinators_present(loaded) if everything else [coordinator_of(text, loaded) for text in numbers]
-    answer = repair.ClockOk() if clock_ok else repair.Above(read_above(above, loaded)) if above is not None else None
-    return loaded, chosen, answer
+    loaded = target.files()
+    if above is not None:
+        return loaded, repair.Above(read_above(above, loaded), even_in_the_future)
+    return loaded, repair.ClockOk() if clock_ok else None
 
 
 def read_above(text: str, loaded: Settings) -> int:
@@ -278,8 +293,8 @@ def coordinators_present(loaded: Settings) -> list[int]:
 
 
 @command(obelisk_group, "bump")
-@click.argument("numbers", nargs=-1, metavar="N…")
-@click.option("--all", "everything", is_flag=True, help="Every coordinator whose file is there.")
+@click.argument("numbers", nargs=-1, metavar="[N…]")
+@click.option("--all", "everything", is_flag=True, help="Every coordinator that the manifest names.")
 @click.option("--create", is_flag=True, help="Also when the file is lost or damaged: make it anew.")
 @answer_options
 @DROP_COUNTERS
@@ -290,14 +305,19 @@ def bump_command(
     create: bool,
     clock_ok: bool,
     above: str | None,
+    even_in_the_future: bool,
     drop_counters: bool,
 ) -> None:
     """Raise coordinators' ceilings above everything that can have been issued by now.
 
-    While the daemon runs it knows that exactly. Otherwise the operator has to say --clock-ok or --above; without
-    either the command tells what it has to know. Dense counters are not raised: `pharaohctl counters raise`, `import`.
+    A coordinator that serves cannot be repaired. While its daemon runs and its worker has failed, the daemon knows how
+    far it came. Otherwise the operator has to say --clock-ok or --above; without either the command tells what it has
+    to know. Dense counters are not raised: `pharaohctl counters raise`, `import`.
     """
-    loaded, chosen, answer = repair_arguments(target, numbers, everything, clock_ok, above)
+    loaded, answer = repair_arguments(target, numbers, everything, clock_ok, above, even_in_the_future)
+    chosen = coordinators_of(loaded) if everything else [coordinator_of(text, loaded) for text in numbers]
+    if not chosen:
+        raise InvalidArgumentError(f"{loaded.host.state_dir} names no coordinators: give their numbers", hint="")
     rows = []
     for number in chosen:
         repaired = repair.bump(loaded, number, answer, create_missing=create, drop_counters=drop_counters)

@@ -285,7 +285,7 @@ def test_a_repair_asks_what_no_file_tells(
     status, out, err = run(capsys, "obelisk", *arguments, *state.options())
     assert (status, out) == (99, "")
     assert "REPAIR_UNSURE" in err
-    assert "the newest surviving record is of coordinator" in err
+    assert "The newest record that is left is of coordinator" in err
     assert "remedy: repeat the command with --clock-ok or with --above" in err
     assert state.path(1).read_bytes() == content
     assert run(capsys, "obelisk", *arguments, "--clock-ok", "--above", "now", *state.options())[0] == 2
@@ -294,6 +294,7 @@ def test_a_repair_asks_what_no_file_tells(
 
 ABOVE = "2031-05-06T07:08:09.123Z"
 ABOVE_TICK = (1_935_817_689_123 - 1_735_689_600_000) << 13
+FUTURE = ("--even-in-the-future",)
 
 
 @pytest.mark.parametrize(
@@ -308,7 +309,7 @@ ABOVE_TICK = (1_935_817_689_123 - 1_735_689_600_000) << 13
 )
 def test_above_is_an_id_or_a_time(capsys: pytest.CaptureFixture[str], state: State, text: str, ceiling: int) -> None:
     """What was named and all of its millisecond lies below."""
-    [row] = run_json(capsys, "obelisk", "bump", "1", "--above", text, *state.options())
+    [row] = run_json(capsys, "obelisk", "bump", "1", *FUTURE, "--above", text, *state.options())
     assert row["by"] == "operator"
     assert state.ceiling(1) == ceiling
 
@@ -322,9 +323,33 @@ def test_above_is_nothing_else(capsys: pytest.CaptureFixture[str], state: State,
     assert state.path(1).read_bytes() == content
 
 
+def test_a_wrong_year_is_asked_about(capsys: pytest.CaptureFixture[str], state: State) -> None:
+    """Nothing brings ids back from there."""
+    content = state.path(1).read_bytes()
+    status, _, err = run(capsys, "obelisk", "bump", "1", "--above", ABOVE, *state.options())
+    assert status == 99
+    assert "--even-in-the-future" in err
+    assert state.path(1).read_bytes() == content
+
+
+def test_all_are_those_that_the_manifest_names(capsys: pytest.CaptureFixture[str], state: State) -> None:
+    for number in (0, 1):
+        state.path(number).unlink()
+    status, out, _ = run(
+        capsys, "obelisk", "bump", "--all", "--create", "--above", "now", "-o", "json", *state.options()
+    )
+    assert (status, [row["coordinator"] for row in json.loads(out)]) == (0, [0, 1])
+
+
+def test_files_are_not_named_by_a_socket(capsys: pytest.CaptureFixture[str]) -> None:
+    status, _, err = run(capsys, "obelisk", "verify", "--socket", "/tmp/rpc.sock")
+    assert status == 2
+    assert "--state-dir" in err
+
+
 def test_several_or_all_are_bumped_at_once(capsys: pytest.CaptureFixture[str], state: State) -> None:
     for which in (("0", "1"), ("--all",)):
-        rows = run_json(capsys, "obelisk", "bump", *which, "--above", ABOVE, *state.options())
+        rows = run_json(capsys, "obelisk", "bump", *which, *FUTURE, "--above", ABOVE, *state.options())
         assert [(row["coordinator"], row["by"]) for row in rows] == [(0, "operator"), (1, "operator")]
     assert state.ceiling(0) == state.ceiling(1) == ABOVE_TICK + 8192
 
@@ -337,7 +362,7 @@ def test_a_file_of_another_host_is_adopted_above_its_ceiling(
     status, rows = verify(capsys, state)
     assert status == common.EXIT_PROBLEMS
     assert "obelisk adopt 0" in rows[0]["remedy"]
-    run_json(capsys, "obelisk", "adopt", "0", "1", "--above", ABOVE, *state.options())
+    run_json(capsys, "obelisk", "adopt", "0", "1", *FUTURE, "--above", ABOVE, *state.options())
     assert verify(capsys, state)[0] == 0
     assert state.ceiling(1) == ABOVE_TICK + 8192
 

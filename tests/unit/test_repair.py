@@ -194,11 +194,9 @@ def test_clock_ok_is_refused_when_a_record_shows_that_it_is_not_true(host: Host)
     host.make(1, 8192)
     host.set_wall_clock(-60_000)
     before = host.path(1).read_bytes()
-    with pytest.raises(
-        RepairUnsureError, match=r"--clock-ok is not true: .* ms behind that record, so it was set back"
-    ):
+    with pytest.raises(RepairUnsureError, match=r"--clock-ok is not true: .* s behind that now: it was set back"):
         host.bump(ClockOk())
-    with pytest.raises(RepairUnsureError, match="so it was set back"):
+    with pytest.raises(RepairUnsureError, match="it was set back"):
         host.bump(None)
     assert host.path(1).read_bytes() == before
 
@@ -224,10 +222,20 @@ def test_above_is_taken_at_its_word(host: Host, ahead_ms: int) -> None:
 
 def test_above_names_a_time_that_an_id_can_have(host: Host) -> None:
     epoch_ms, end_ms = host.settings.cluster.epoch_ms, host.settings.cluster.epoch_ms + (1 << 41)
-    for unix_ms in (-1, epoch_ms - 1, end_ms):
+    for unix_ms in (-1, epoch_ms - 1, end_ms - 1, end_ms):
         with pytest.raises(RepairUnsureError, match="no id of this layout"):
-            host.bump(Above(unix_ms))
-    assert host.bump(Above(end_ms - 1)).ceiling == host.tick(end_ms)
+            host.bump(Above(unix_ms, even_in_the_future=True))
+    assert host.bump(Above(end_ms - 2, even_in_the_future=True)).ceiling == host.tick(end_ms - 1)
+    host.set_wall_clock(end_ms - now_ms() - 1)
+    with pytest.raises(RepairUnsureError, match="after the last time"):
+        host.bump(ClockOk(), 0)
+
+
+def test_above_may_not_be_days_ahead_by_mistake(host: Host) -> None:
+    with pytest.raises(RepairUnsureError, match="ahead of the wall clock and of every record"):
+        host.bump(Above(now_ms() + 26 * HOUR_MS))
+    host.bump(Above(now_ms() - 10_000 * HOUR_MS))
+    host.bump(Above(now_ms() + 22 * HOUR_MS))
 
 
 def test_repairs_in_turn_do_not_drive_coordinators_apart(host: Host) -> None:
