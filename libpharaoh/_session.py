@@ -266,7 +266,7 @@ class Session(Source):
             id = ring.strict(after, key is None, STRICT_SLICE_NS)
             if id:
                 return self.note_strict(id)
-        id = self.accept_strict(self.ask(method, [key, after or None], turn), after)
+        id = self.accept_strict(self.ask(method, [key, after or None], self.turn_for(after, turn)), after)
         self._leave_silent_ring(self._number(key), parse(id, self.hello.layout).coordinator)
         return id
 
@@ -351,6 +351,11 @@ class Session(Source):
     def after(self, after: int | None) -> int:
         """What the next strict id must exceed when its caller said this. Raises InvalidArgumentError. Needs no lock."""
         return lowest(after, self.last if self.causal else 0)
+
+    def turn_for(self, after: int, turn: Turn) -> Turn:
+        """With the time that the daemon's clock needs to pass `after`: who waits is not silent. Needs no lock."""
+        ahead = parse(after, self.hello.layout).unix_ms / 1000 - time.time()
+        return Turn(turn.deadline, turn.patience + min(max(ahead, 0.0), self.timeout))
 
     def note_strict(self, id: int) -> int:
         """Takes a strict id, which only in a causal client is part of the order of the others. Needs no lock."""

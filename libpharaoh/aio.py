@@ -299,7 +299,8 @@ class AsyncClient:
         return await self._retry(partial(self._strict_once, method, key, self._session.after(after)))
 
     async def _strict_once(self, method: str, key: bytes | None, after: int, turn: Turn) -> int:
-        return self._session.accept_strict(await self._ask(method, [key, after or None], turn), after)
+        patient = self._session.turn_for(after, turn)
+        return self._session.accept_strict(await self._ask(method, [key, after or None], patient), after)
 
     async def _call(self, call: Call[_T]) -> _T:
         """As `Session.call`."""

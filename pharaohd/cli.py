@@ -63,7 +63,7 @@ def main(config: Path | None, directory: Path | None, validate: bool, make_new: 
 def init(settings: Settings) -> str:
     """Makes the state directory, unless it has been made; what there is to say. Raises StartError."""
     from pharaohd import manifest
-    from pharaohd.premises import check_state_dir, converted
+    from pharaohd.premises import check_state_dir, converted, locked
 
     state_dir = settings.host.state_dir
     create = creator(settings)
@@ -72,7 +72,8 @@ def init(settings: Settings) -> str:
             return f"{state_dir} has been made before; nothing is changed"
         os.makedirs(state_dir, mode=0o700, exist_ok=True)
         check_state_dir(state_dir)
-        manifest.ensure(state_dir, settings.host.owns, create, may_be_new=True)
+        with locked(state_dir):
+            manifest.ensure(state_dir, settings.host.owns, create, may_be_new=True)
     return f"{state_dir} is made, with {len(settings.host.owns)} coordinators"
 
 

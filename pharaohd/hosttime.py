@@ -15,6 +15,7 @@ Invariants
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import mmap
 import os
@@ -37,6 +38,7 @@ MEMORY_FILE_SYSTEMS = ("tmpfs", "ramfs")
 LOCK_PATIENCE_S = 2.0
 RECORD_HINT = "`obelisk inspect N` shows whose; remove that file and make it anew: `pharaohctl obelisk bump N --create`"
 NS_PER_MS = 1_000_000
+NO_PAGE = (errno.ENOENT, errno.ELOOP, errno.EACCES, errno.EISDIR, errno.ENXIO, errno.ENODEV)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +100,9 @@ def new_start_id() -> int:
 def first_record(clock: Clock) -> Any:
     """What the record of a coordinator that has never been says, as a `struct ph_record *`."""
     first = ffi.new("struct ph_record *")
+    # Host time 0 of an unknown boot: a file that was never served from proves no time. It must not bring in a jump of
+    # the wall clock that nobody has accepted.
     first.sample.realtime_ns, first.sample.boottime_ns = clock.read()
-    first.sample.host_ns = first.sample.realtime_ns
-    ffi.memmove(first.sample.boot_id, boot_id(), 16)
     first.start_id, first.clean = new_start_id(), 1
     return first
 
@@ -158,22 +160,27 @@ class Found:
 
 
 def find_page(state_dir: str, *, owner: int, lock: bool) -> Found | None:
-    """The page that an earlier start left, if it counts. What cannot be read is no evidence.
+    """The page that an earlier start left, if it counts. What is not ours to read is no evidence.
 
-    lock: for a start, which writes to it. Raises AlreadyRunningError when another process holds it.
+    lock: for a start, which writes to it. Raises AlreadyRunningError when another process holds it, and OSError.
     """
-    descriptor = -1
-    with contextlib.suppress(OSError, ValueError):
-        path = page_path(state_dir)
-        if path is None:
+    path = page_path(state_dir)
+    if path is None:
+        return None
+    flags = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK  # a FIFO of that name holds nobody up
+    try:
+        descriptor = os.open(path, (os.O_RDWR if lock else os.O_RDONLY) | flags)
+    except OSError as error:
+        if error.errno in NO_PAGE:
             return None
-        descriptor = os.open(path, (os.O_RDWR if lock else os.O_RDONLY) | os.O_NOFOLLOW | os.O_CLOEXEC)
+        raise  # out of descriptors, say: that is no answer
+    found = None
+    try:
         found = examined_page(descriptor, manifest.directory_id(state_dir), owner, lock)
-        if found is not None:
-            return found
-    if descriptor >= 0:
-        os.close(descriptor)
-    return None
+    finally:
+        if found is None:
+            os.close(descriptor)
+    return found
 
 
 def examined_page(descriptor: int, id: bytes, owner: int, lock: bool) -> Found | None:
@@ -310,7 +317,8 @@ def start(settings: Settings, clock: Clock) -> tuple[Page, Started]:
     Raises StartError: what keeps a worker from its file keeps the host from starting, for its evidence is missing.
     """
     state_dir = settings.host.state_dir
-    with locked_records(settings, manifest.read(state_dir)) as records:
+    made = [coordinator for coordinator, state in manifest.read(state_dir).items() if state == "created"]
+    with locked_records(settings, made) as records:
         found = find_page(state_dir, owner=os.geteuid(), lock=True)
         known = Known(settings, records, found, clock)
         check_time(settings, known)
@@ -320,6 +328,8 @@ def start(settings: Settings, clock: Clock) -> tuple[Page, Started]:
         lib.ph_host_start(known.struct, page.struct, new_start_id(), started)
         if pending:
             pending.publish()
+        if found is not None and page is not found.page:
+            found.page.close(state_dir, remove=False)
     return page, Started(
         ahead_ms=max(0, started.host_ns - known.struct.realtime_ns) // NS_PER_MS,
         jump_ms=started.jump_ns // NS_PER_MS,

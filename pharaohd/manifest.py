@@ -116,13 +116,13 @@ def read_bytes(path: str) -> bytes:
 
 
 def directory_id(state_dir: str) -> bytes:
-    """16 bytes that name this directory; b"" when the manifest has none: it is of a version that drew none.
+    """16 bytes that name this directory; b"": no manifest, or one of a version that drew none.
 
     Raises OSError.
     """
     try:
         id = bytes.fromhex(json.loads(read_bytes(manifest_path(state_dir)))["id"])
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
         return b""
     return id if len(id) == ID_BYTES else b""
 

@@ -183,6 +183,19 @@ def converted(error_class: Callable[[str], StartError], directory: str) -> Itera
         raise error_class(f"{error.filename or directory}: {error.strerror}") from error
 
 
+@contextlib.contextmanager
+def locked(directory: str) -> Iterator[None]:
+    """Nobody else changes the directory meanwhile. Raises AlreadyRunningError."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise AlreadyRunningError(f"another process holds {directory}") from None
+    finally:
+        os.close(descriptor)
+
+
 def check_lengths(paths: list[str]) -> None:
     longest = max(paths, key=lambda path: len(os.fsencode(path)))
     length = len(os.fsencode(longest))

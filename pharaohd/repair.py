@@ -126,10 +126,11 @@ def rewrite(
     """
     state_dir = settings.host.state_dir
     clock = hosttime.Clock(settings)
-    with daemon_kept_out(state_dir) as alive:
+    with contextlib.ExitStack() as kept:
+        alive = kept.enter_context(daemon_kept_out(state_dir))
         if alive and is_served(settings, coordinator):
-            raise AlreadyRunningError(f"a worker serves coordinator {coordinator}, whatever became of its file")
-        found = hosttime.find_page(state_dir, owner=os.stat(state_dir).st_uid, lock=False)
+            raise AlreadyRunningError(f"a daemon holds {state_dir}, and coordinator {coordinator} may still be served")
+        found = kept.enter_context(page_of(state_dir))
         records = surviving(settings, coordinator)
         if own:
             records[coordinator] = raw_record(max(own, key=lambda record: record.number))
@@ -149,6 +150,17 @@ def rewrite(
         obelisk.create(path, obelisk.identity_for(settings, coordinator), first)
         by = {lib.PH_REPAIR_LIVE: "page", lib.PH_REPAIR_CLOCK_OK: "clock", lib.PH_REPAIR_ABOVE: "operator"}[way]
         return Repaired(first.ceiling, by)
+
+
+@contextlib.contextmanager
+def page_of(state_dir: str) -> Iterator[hosttime.Found | None]:
+    """The host's page, to read. Raises OSError."""
+    found = hosttime.find_page(state_dir, owner=os.stat(state_dir).st_uid, lock=False)
+    try:
+        yield found
+    finally:
+        if found is not None:
+            found.page.close(state_dir, remove=False)
 
 
 @contextlib.contextmanager

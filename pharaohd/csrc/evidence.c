@@ -107,6 +107,7 @@ void ph_host_start(const struct ph_known *known, struct ph_host_page *page, uint
     struct ph_moment moment = {
         .host_ns = started->host_ns, .boottime_ns = known->boottime_ns, .realtime_ns = known->realtime_ns};
     ph_host_page_set_moment(page, &moment);
+    ph_store_release(&page->accept_jump, 0); /* what was accepted before is done, or its teller died */
     ph_store_release(&page->start_id, start_id);
     int64_t floor_ns = (int64_t)(started->floor_ms + known->layout.epoch_ms) * PH_NS_PER_MS;
     started->wait_ns = later(floor_ns - started->host_ns, 0);

@@ -84,7 +84,7 @@ static void read_source(struct ph_host_clock *clock) {
     int64_t elapsed_ns = later(boottime_ns - clock->boottime_ns, 0);
     clock->steps_back += realtime_ns < clock->realtime_ns + elapsed_ns - STEP_NS;
     clock->realtime_ns = realtime_ns;
-    clock->boottime_ns += elapsed_ns; /* its highest reading: to and fro, it would count each forth as elapsed */
+    clock->boottime_ns += elapsed_ns; /* never back: a reading that goes to and fro would add each step */
 }
 
 int64_t ph_host_clock_read(struct ph_host_clock *clock) {

@@ -16,7 +16,7 @@
  * - `next_tick` of a coordinator's position is stored before anything below it leaves the worker: strict id, grant and
  *   socket alike. Only the worker that holds the Obelisk's lock stores it.
  * - `magic` is stored last: an unfinished page is no evidence.
- * Source: host-time rules 3, 4, 10, 11; tests/model/host_time.pml; tests/csrc/test_host_time.c.
+ * Source: host-time rules 3, 4, 10, 11; tests/model/host_time.pml; tests/csrc/test_hosttime.c, test_hosttime_steps.c.
  */
 #ifndef PH_HOSTTIME_H
 #define PH_HOSTTIME_H

@@ -124,7 +124,7 @@ static void release(struct ph_worker *worker, struct ph_link *link, struct ph_fo
 void ph_link_reply(struct ph_worker *worker, struct ph_link *link, const struct ph_request *reply) {
     struct ph_forwarded *entry = &link->entries[reply->message_id % PH_IN_FLIGHT_MAX];
     if (entry->deadline_ns == 0) {
-        return; /* it came after its deadline */
+        return; /* nobody waits under this number */
     }
     struct ph_connection *client = detach(worker, entry);
     size_t rest = (size_t)(reply->params.end - reply->params.at);
@@ -168,7 +168,7 @@ void ph_link_forget(struct ph_worker *worker, const struct ph_connection *connec
         struct ph_link *link = worker->links[c];
         for (uint32_t i = 0; link != NULL && i < PH_IN_FLIGHT_MAX; i++) {
             if (link->entries[i].connection == connection) {
-                link->entries[i].connection = NULL; /* the number stays taken until its reply or its deadline */
+                link->entries[i].connection = NULL; /* the number stays taken until its reply, or the link's end */
             }
         }
     }

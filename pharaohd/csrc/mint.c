@@ -7,7 +7,7 @@
 
 #define SLOW_FACTOR 4
 #define SLOW_SYNCS 8       /* with each sync that much of a slow one is forgotten: an eighth */
-#define REACH_MS_MAX 60000 /* the largest obelisk.window_ms: nobody waits longer for host time after a lost page */
+#define REACH_MS_MAX 60000 /* the largest obelisk.window_ms; with the reserve nobody waits longer after a lost page */
 #define TEND_MS 1000
 
 static uint64_t min_u64(uint64_t a, uint64_t b) { return a < b ? a : b; }

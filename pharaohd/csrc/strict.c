@@ -44,7 +44,7 @@ static int defer(struct ph_worker *worker, struct ph_connection *connection, uin
     }
     *waiting = (struct ph_waiting_strict){.connection = connection, .message_id = message_id, .strict = *strict};
     TAILQ_INSERT_TAIL(&worker->stricts, waiting, all);
-    worker->strict_due_ns = 0; /* looked at in this round */
+    worker->strict_due_ns = 0;
     connection->forwarded++;
     return 1;
 }
@@ -78,7 +78,8 @@ static int may_pass_on(const struct ph_worker *worker, uint32_t owner, uint64_t 
 
 enum ph_outcome ph_strict_call(struct ph_call *call, uint32_t owner, uint64_t after, int direct) {
     struct ph_worker *worker = call->worker;
-    if (worker->time_is_old) { /* one reading serves all that had come before it */
+    /* After recv(): one reading serves every request that was received before it, and none that came later. */
+    if (worker->time_is_old) {
         worker->time_is_old = 0;
         ph_mint_read(&worker->mint);
     }
@@ -102,7 +103,8 @@ enum ph_outcome ph_strict_call(struct ph_call *call, uint32_t owner, uint64_t af
 void ph_strict_stand_in(struct ph_worker *worker, struct ph_connection *connection, uint32_t message_id,
                         const struct ph_fallback *fallback) {
     struct ph_strict strict;
-    int error = ph_strict_begin(&worker->mint, &strict, fallback->after, fallback->noted_ns);
+    int error = worker->stopping ? PH_ERR_SHUTTING_DOWN
+                                 : ph_strict_begin(&worker->mint, &strict, fallback->after, fallback->noted_ns);
     if (error == 0 && defer(worker, connection, message_id, &strict)) {
         return;
     }

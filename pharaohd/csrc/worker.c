@@ -168,7 +168,7 @@ static void publish_gauges(struct ph_worker *worker) {
     ph_store_relaxed(&slot->clock_ahead_ms, (uint64_t)(worker->mint.clock.ahead_ns / (int64_t)NS_PER_MS));
     ph_store_relaxed(&slot->clock_steps_back, worker->mint.clock.steps_back);
     uint64_t jump_ms = (uint64_t)worker->mint.clock.jump_ns / NS_PER_MS;
-    int tells = worker->first == worker->mint.issuer.coordinator; /* one for the host */
+    int tells = ph_load_relaxed(&worker->stats->first_live) == worker->mint.issuer.coordinator; /* one for the host */
     if (tells && jump_ms != 0 && ph_load_relaxed(&slot->clock_jump_ms) == 0) {
         ph_worker_log(
             worker, PH_LOG_ERROR,
@@ -227,7 +227,7 @@ static uint64_t sleep_ns(const struct ph_worker *worker) {
     }
     if (!TAILQ_EMPTY(&worker->stricts)) {
         int64_t left_ns = worker->strict_due_ns - worker->mint.host_ns;
-        ns = earlier(ns, left_ns > 0 ? (uint64_t)left_ns : CEILING_RETRY_NS);
+        ns = earlier(ns, left_ns > 0 ? (uint64_t)left_ns : 0);
     }
     int replies_due = worker->forwarded_count > 0 || (worker->dense != NULL && worker->dense->count > 0);
     return replies_due ? earlier(ns, FORWARD_CHECK_NS) : ns;
@@ -324,13 +324,14 @@ static void handle(struct ph_worker *worker, const struct epoll_event *event) {
 /* One round: wait, handle what happened, then serve those who wait for time, ticks or a ceiling. */
 static void round_of_loop(struct ph_worker *worker) {
     struct epoll_event events[EVENTS_PER_WAIT];
-    uint64_t ms_before = worker->mint.now_ms;
     uint64_t next_tick_before = ph_issuer_next(&worker->mint.issuer);
     int count = wait_for_events(worker, events);
     ph_mint_read(&worker->mint);
     worker->time_is_old = 0;
     ph_count(&worker->slot->wakeups, 1);
-    int moved_on = worker->mint.now_ms != ms_before || worker->resume_now;
+    /* Not since this round began: strict requests read host time in the middle of a round. */
+    int moved_on = worker->mint.now_ms != worker->resumed_ms || worker->resume_now;
+    worker->resumed_ms = worker->mint.now_ms;
     if (worker->waiting_count > 0 && worker->starving_count > 0 && moved_on) {
         ph_rings_feed_in_turn(worker);
     }
@@ -348,15 +349,15 @@ static void round_of_loop(struct ph_worker *worker) {
     if (worker->starving_count > 0) {
         ph_rings_feed(worker);
     }
+    if (worker->forwarded_count > 0) {
+        ph_links_check_deadlines(worker); /* before: it may hand strict requests over */
+    }
     ph_stricts_pursue(worker);
     if (ph_issuer_next(&worker->mint.issuer) != next_tick_before) {
         ph_mint_renew(&worker->mint);
     }
     if (worker->dense != NULL) {
         ph_dense_round(worker);
-    }
-    if (worker->forwarded_count > 0) {
-        ph_links_check_deadlines(worker);
     }
     heartbeat(worker);
     ph_connections_bury(worker);

@@ -150,8 +150,11 @@ struct ph_worker {
     struct ph_stats_slot *slot;
     uint16_t slot_of[PH_COORDINATOR_MAX]; /* 1 + index in the statistics page, 0: not this host's */
 
-    uint32_t first;         /* the coordinator of this host that serves requests without a key */
-    uint8_t time_is_old;    /* requests have come since host time was read */
+    uint32_t first; /* the coordinator of this host that serves requests without a key */
+    /* Requests have come since host time was read. recv() sets it; each round, and whoever reads host time for a strict
+       request, takes it back. */
+    uint8_t time_is_old;
+    uint64_t resumed_ms;    /* host time's millisecond when those that wait for it were last looked at */
     uint64_t few_wanted_ns; /* when a few ids were last asked for, strictly or by socket */
     uint64_t turn_left;     /* ids that the connection being served may still take before others have had their turn */
     uint8_t turn_over;      /* some connection waits for nothing but its next turn */
@@ -171,7 +174,8 @@ struct ph_worker {
     struct ph_connection_list graveyard;
     struct ph_waiting_list waiting;
     struct ph_strict_list stricts;
-    int64_t strict_due_ns; /* host time before which none of them can go on */
+    int64_t
+        strict_due_ns; /* host time before which none of them can go on; 0: look at them in this round or the next */
     struct ph_starving_list starving;
     struct ph_hot_list hot;
     uint64_t spin_until_ns;

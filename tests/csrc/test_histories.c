@@ -1084,9 +1084,7 @@ static void make_host(void) {
     for (uint32_t c = 0; c < w->count; c++) {
         struct ph_identity identity = {.coordinator = c, .modulus = 4, .layout = layout};
         struct ph_record first = {.clean = 1, .start_id = random_u64(&w->random) | 1};
-        first.sample =
-            (struct ph_clock_sample){.host_ns = wall_ns(), .realtime_ns = wall_ns(), .boottime_ns = 5 * QUANTUM};
-        memcpy(first.sample.boot_id, w->boot_id, 16);
+        first.sample = (struct ph_clock_sample){.realtime_ns = wall_ns(), .boottime_ns = 5 * QUANTUM};
         snprintf(w->path[c], sizeof w->path[c], "/dev/shm/histories-%d-%u", (int)getpid(), c);
         REQUIRE(ph_obelisk_create(w->path[c], &identity, &first, &fault) == 0);
         note_record(c, first.start_id, 1, w->event);

