@@ -208,7 +208,9 @@ def lock_page(descriptor: int) -> None:
             return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if time.monotonic() >= deadline:
-                raise AlreadyRunningError("another daemon serves from a copy of this state directory") from None
+                raise AlreadyRunningError(
+                    "another daemon serves from a copy of this state directory, or a worker has outlived its supervisor"
+                ) from None
             time.sleep(0.005)
 
 

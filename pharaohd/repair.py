@@ -130,7 +130,7 @@ def rewrite(
         alive = kept.enter_context(daemon_kept_out(state_dir))
         if alive and is_served(settings, coordinator):
             raise AlreadyRunningError(f"a daemon holds {state_dir}, and coordinator {coordinator} may still be served")
-        found = kept.enter_context(page_of(state_dir))
+        found = kept.enter_context(page_of(state_dir, orphans=not alive))
         records = surviving(settings, coordinator)
         if own:
             records[coordinator] = raw_record(max(own, key=lambda record: record.number))
@@ -153,10 +153,15 @@ def rewrite(
 
 
 @contextlib.contextmanager
-def page_of(state_dir: str) -> Iterator[hosttime.Found | None]:
-    """The host's page, to read. Raises OSError."""
+def page_of(state_dir: str, orphans: bool) -> Iterator[hosttime.Found | None]:
+    """The host's page, to read. Raises OSError.
+
+    orphans: no supervisor is left, so neither may a worker be. Raises AlreadyRunningError.
+    """
     found = hosttime.find_page(state_dir, owner=os.stat(state_dir).st_uid, lock=False)
     try:
+        if found is not None and orphans:
+            hosttime.lock_page(found.page.descriptor)
         yield found
     finally:
         if found is not None:

@@ -22,19 +22,23 @@ void ph_clock_read_system(void *context, int64_t *realtime_ns, int64_t *boottime
 
 void ph_boot_id(uint8_t boot_id[16]) {
     char text[64] = "";
+    ssize_t digits = 0;
     int fd = open("/proc/sys/kernel/random/boot_id", O_RDONLY | O_CLOEXEC);
     ssize_t length = fd >= 0 ? read(fd, text, sizeof text - 1) : 0;
     if (fd >= 0) {
         close(fd);
     }
     memset(boot_id, 0, 16);
-    for (ssize_t i = 0, digit = 0; i < length && digit < 32; i++) {
+    for (ssize_t i = 0; i < length && digits < 32; i++) {
         const char *hex = "0123456789abcdef";
         const char *at = text[i] != '\0' ? strchr(hex, text[i]) : NULL;
         if (at != NULL) {
-            boot_id[digit / 2] = (uint8_t)(boot_id[digit / 2] << 4 | (uint8_t)(at - hex));
-            digit++;
+            boot_id[digits / 2] = (uint8_t)(boot_id[digits / 2] << 4 | (uint8_t)(at - hex));
+            digits++;
         }
+    }
+    if (digits != 32) {
+        memset(boot_id, 0, 16); /* not a boot id: unknown */
     }
 }
 

@@ -118,8 +118,8 @@ void ph_connection_close(struct ph_worker *worker, struct ph_connection *connect
     if (connection->source.kind == PH_SOURCE_LINK) {
         ph_link_lost(worker, connection->link);
     } else {
-        ph_link_forget(worker, connection);
         ph_strict_forget(worker, connection);
+        ph_link_forget(worker, connection);
         connection->user->bytes -= connection->kept_bytes;
         connection->user->connections--;
         ph_count(&worker->slot->connections, UINT64_MAX);

@@ -163,12 +163,13 @@ void ph_link_lost(struct ph_worker *worker, struct ph_link *link) {
     }
 }
 
-void ph_link_forget(struct ph_worker *worker, const struct ph_connection *connection) {
+void ph_link_forget(struct ph_worker *worker, struct ph_connection *connection) {
     for (uint32_t c = 0; c < PH_LINKS_MAX && connection->forwarded > 0; c++) {
         struct ph_link *link = worker->links[c];
-        for (uint32_t i = 0; link != NULL && i < PH_IN_FLIGHT_MAX; i++) {
+        for (uint32_t i = 0; link != NULL && connection->forwarded > 0 && i < PH_IN_FLIGHT_MAX; i++) {
             if (link->entries[i].connection == connection) {
                 link->entries[i].connection = NULL; /* the number stays taken until its reply, or the link's end */
+                connection->forwarded--;
             }
         }
     }
@@ -204,6 +205,15 @@ void ph_links_check_deadlines(struct ph_worker *worker) {
                 ph_connection_close(worker, link->connection);
                 break;
             }
+        }
+    }
+}
+
+/* Those that wait for a sibling's reply are told that this worker stops. */
+void ph_links_hang_up(struct ph_worker *worker) {
+    for (uint32_t c = 0; c < PH_LINKS_MAX; c++) {
+        if (worker->links[c] != NULL && worker->links[c]->connection != NULL) {
+            ph_connection_close(worker, worker->links[c]->connection);
         }
     }
 }

@@ -14,11 +14,13 @@
 #include "ph_errors.h"
 
 #define HEDGE_MS 50
-#define PASSED_ON_MS_MAX 2 /* who waits longer for host time waits here: a sibling serves few that wait at once */
+#define REPLIES_PER_PASS 1024 /* when very many come due at once, others have their turn in between */
+#define PASSED_ON_MS_MAX 2    /* who waits longer for host time waits here: a sibling serves few that wait at once */
 
 struct ph_waiting_strict {
     TAILQ_ENTRY(ph_waiting_strict) all;
-    struct ph_connection *connection; /* NULL: it has been closed, and this one is freed by the next pass */
+    LIST_ENTRY(ph_waiting_strict) own; /* of its connection: one that closes does not look at others' */
+    struct ph_connection *connection;  /* NULL: it has been closed, and this one is freed by the next pass */
     uint32_t message_id;
     uint64_t stalled_since_ns; /* a ceiling or ticks are missing since; 0: it waits for host time alone */
     struct ph_strict strict;
@@ -44,6 +46,7 @@ static int defer(struct ph_worker *worker, struct ph_connection *connection, uin
     }
     *waiting = (struct ph_waiting_strict){.connection = connection, .message_id = message_id, .strict = *strict};
     TAILQ_INSERT_TAIL(&worker->stricts, waiting, all);
+    LIST_INSERT_HEAD(&connection->stricts, waiting, own);
     worker->strict_due_ns = 0;
     connection->forwarded++;
     return 1;
@@ -76,6 +79,12 @@ static int may_pass_on(const struct ph_worker *worker, uint32_t owner, uint64_t 
            after_ms <= worker->mint.now_ms + PASSED_ON_MS_MAX;
 }
 
+/* For a number of the link to its owner, which others have taken: as long as for the owner's answer. */
+static int has_waited(const struct ph_call *call) {
+    uint64_t since_ns = call->connection->waiting_since_ns;
+    return since_ns != 0 && call->worker->mint.monotonic_ns - since_ns > HEDGE_MS * PH_NS_PER_MS;
+}
+
 enum ph_outcome ph_strict_call(struct ph_call *call, uint32_t owner, uint64_t after, int direct) {
     struct ph_worker *worker = call->worker;
     /* After recv(): one reading serves every request that was received before it, and none that came later. */
@@ -90,7 +99,7 @@ enum ph_outcome ph_strict_call(struct ph_call *call, uint32_t owner, uint64_t af
         struct ph_fallback fallback = {.after = after, .noted_ns = worker->mint.host_ns};
         int error =
             ph_link_forward(worker, call->connection, owner, "@get_timestamp", call->request, HEDGE_MS, &fallback);
-        if (error == PH_LINK_FULL) {
+        if (error == PH_LINK_FULL && !has_waited(call)) {
             return ph_call_wait(call);
         }
         if (error == 0) {
@@ -111,11 +120,21 @@ void ph_strict_stand_in(struct ph_worker *worker, struct ph_connection *connecti
     ph_connection_send_error(worker, connection, message_id, error != 0 ? error : PH_ERR_UNAVAILABLE, NULL);
 }
 
+static struct ph_connection *forget(struct ph_worker *worker, struct ph_waiting_strict *waiting) {
+    struct ph_connection *connection = waiting->connection;
+    if (worker->strict_next == waiting) { /* a pass is under way */
+        worker->strict_next = TAILQ_NEXT(waiting, all);
+    }
+    TAILQ_REMOVE(&worker->stricts, waiting, all);
+    LIST_REMOVE(waiting, own);
+    free(waiting);
+    connection->forwarded--;
+    return connection;
+}
+
 /* Before its reply is sent, which may close the connection. */
 static struct ph_connection *detach(struct ph_worker *worker, struct ph_waiting_strict *waiting) {
-    struct ph_connection *connection = waiting->connection;
-    waiting->connection = NULL;
-    connection->forwarded--;
+    struct ph_connection *connection = forget(worker, waiting);
     ph_connection_requeue(worker, connection);
     return connection;
 }
@@ -139,51 +158,51 @@ static int stalled(struct ph_worker *worker, struct ph_waiting_strict *waiting, 
     return ph_mint_lacks_ceiling(&worker->mint) ? PH_ERR_CEILING_STALLED : PH_ERR_UNAVAILABLE;
 }
 
+/* Returns the host time before which it cannot go on; INT64_MAX: it is answered, and gone. */
 static int64_t pursue(struct ph_worker *worker, struct ph_waiting_strict *waiting) {
     int64_t due_ns;
-    uint8_t bytes[32];
-    struct ph_writer reply = {bytes, 0, sizeof bytes};
+    uint32_t message_id = waiting->message_id;
     if (ph_strict_pursue(&worker->mint, &waiting->strict, &due_ns)) {
-        put_id(worker, &reply, waiting->message_id, waiting->strict.tick);
+        uint8_t bytes[32];
+        struct ph_writer reply = {bytes, 0, sizeof bytes};
+        put_id(worker, &reply, message_id, waiting->strict.tick);
         ph_connection_send(worker, detach(worker, waiting), reply.data, reply.length);
         return INT64_MAX;
     }
     int error = stalled(worker, waiting, due_ns);
     if (error != 0) {
-        ph_connection_send_error(worker, detach(worker, waiting), waiting->message_id, error, NULL);
+        ph_connection_send_error(worker, detach(worker, waiting), message_id, error, NULL);
         return INT64_MAX;
     }
     return due_ns;
 }
 
 void ph_stricts_pursue(struct ph_worker *worker) {
-    struct ph_waiting_strict *next;
     uint64_t next_tick_before = ph_issuer_next(&worker->mint.issuer);
+    uint32_t answered = 0;
     if (TAILQ_EMPTY(&worker->stricts) || (worker->mint.host_ns < worker->strict_due_ns && !worker->stopping)) {
         return;
     }
     worker->few_wanted_ns = worker->mint.monotonic_ns;
     worker->strict_due_ns = INT64_MAX;
-    for (struct ph_waiting_strict *one = TAILQ_FIRST(&worker->stricts); one != NULL; one = next) {
-        int64_t due_ns = one->connection != NULL ? pursue(worker, one) : INT64_MAX;
-        next = TAILQ_NEXT(one, all);
-        if (one->connection == NULL) {
-            TAILQ_REMOVE(&worker->stricts, one, all);
-            free(one);
-        }
+    for (struct ph_waiting_strict *one = TAILQ_FIRST(&worker->stricts); one != NULL; one = worker->strict_next) {
+        worker->strict_next = TAILQ_NEXT(one, all);
+        int64_t due_ns = pursue(worker, one);
+        answered += due_ns == INT64_MAX;
         worker->strict_due_ns = due_ns < worker->strict_due_ns ? due_ns : worker->strict_due_ns;
+        if (answered >= REPLIES_PER_PASS && !worker->stopping) {
+            worker->strict_due_ns = 0;
+            break;
+        }
     }
+    worker->strict_next = NULL;
     if (!TAILQ_EMPTY(&worker->stricts) || ph_issuer_next(&worker->mint.issuer) != next_tick_before) {
         ph_mint_renew(&worker->mint);
     }
 }
 
-void ph_strict_forget(struct ph_worker *worker, const struct ph_connection *connection) {
-    struct ph_waiting_strict *one;
-    TAILQ_FOREACH(one, &worker->stricts, all) {
-        if (one->connection == connection) {
-            one->connection = NULL;
-            worker->strict_due_ns = 0;
-        }
+void ph_strict_forget(struct ph_worker *worker, struct ph_connection *connection) {
+    while (!LIST_EMPTY(&connection->stricts)) {
+        forget(worker, LIST_FIRST(&connection->stricts));
     }
 }

@@ -397,6 +397,7 @@ int ph_worker_close(struct ph_worker *worker, struct ph_fault *fault) {
         ph_dense_finish(worker);
     }
     ph_connections_resume(worker); /* those that wait are told */
+    ph_links_hang_up(worker);
     ph_stricts_pursue(worker);
     while (!LIST_EMPTY(&worker->connections)) {
         ph_connection_close(worker, LIST_FIRST(&worker->connections));

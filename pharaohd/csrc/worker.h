@@ -58,6 +58,9 @@ struct ph_source {
     int fd;
 };
 
+TAILQ_HEAD(ph_strict_list, ph_waiting_strict);
+LIST_HEAD(ph_own_strict_list, ph_waiting_strict);
+
 struct ph_connection {
     struct ph_source source; /* CONNECTION, or LINK with `link` set */
     LIST_ENTRY(ph_connection) all;
@@ -81,9 +84,10 @@ struct ph_connection {
     size_t output_length;
     uint64_t output_moved_ns;
 
-    uint64_t kept_bytes; /* of input and output, as counted for the user */
-    uint32_t forwarded;  /* requests that a sibling has not answered yet */
-    uint32_t counting;   /* dense requests whose batch is not durable yet */
+    uint64_t kept_bytes;               /* of input and output, as counted for the user */
+    uint32_t forwarded;                /* requests that a sibling has not answered yet, or that wait for host time */
+    struct ph_own_strict_list stricts; /* the latter */
+    uint32_t counting;                 /* dense requests whose batch is not durable yet */
     /* next_ids in progress */
     struct ph_run runs[PH_RUNS_MAX];
     uint32_t run_count;
@@ -137,8 +141,6 @@ TAILQ_HEAD(ph_starving_list, ph_ring_owner);
 LIST_HEAD(ph_connection_list, ph_connection);
 LIST_HEAD(ph_hot_list, ph_ring_owner);
 
-TAILQ_HEAD(ph_strict_list, ph_waiting_strict);
-
 struct ph_dense;
 
 struct ph_worker {
@@ -174,6 +176,7 @@ struct ph_worker {
     struct ph_connection_list graveyard;
     struct ph_waiting_list waiting;
     struct ph_strict_list stricts;
+    struct ph_waiting_strict *strict_next; /* of the pass over them that is under way */
     int64_t
         strict_due_ns; /* host time before which none of them can go on; 0: look at them in this round or the next */
     struct ph_starving_list starving;
@@ -214,7 +217,7 @@ void ph_stricts_pursue(struct ph_worker *worker);
 /* Answers in the place of the owner, who did not. */
 void ph_strict_stand_in(struct ph_worker *worker, struct ph_connection *connection, uint32_t message_id,
                         const struct ph_fallback *fallback);
-void ph_strict_forget(struct ph_worker *worker, const struct ph_connection *connection);
+void ph_strict_forget(struct ph_worker *worker, struct ph_connection *connection);
 
 /* connection.c */
 enum ph_outcome { PH_DONE, PH_WAIT, PH_CLOSE };
@@ -259,8 +262,9 @@ int ph_link_forward(struct ph_worker *worker, struct ph_connection *connection, 
 int ph_link_suspect(const struct ph_worker *worker, uint32_t coordinator);
 void ph_link_reply(struct ph_worker *worker, struct ph_link *link, const struct ph_request *reply);
 void ph_link_lost(struct ph_worker *worker, struct ph_link *link);
-void ph_link_forget(struct ph_worker *worker, const struct ph_connection *connection);
+void ph_link_forget(struct ph_worker *worker, struct ph_connection *connection);
 void ph_links_check_deadlines(struct ph_worker *worker);
+void ph_links_hang_up(struct ph_worker *worker);
 void ph_links_free(struct ph_worker *worker);
 
 /* worker.c */

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -131,7 +132,7 @@ def test_a_bump_asks(directory: Path) -> None:
         live_through_a_loss(at, directory, ahead=True)
         was = ceilings(at.daemon)
         said = at.bump("--all", status=RepairUnsureError.exit_status or 0)
-        assert "--clock-ok says: since then the wall clock has not been set back" in said
+        assert "--clock-ok says that both are true: nobody has set the wall clock back since then" in said
         assert "--above ID|TIME says: nobody has an id of this host above that" in said
         [ahead] = [int(text.split()[0]) for text in said.split("ids were ")[1:]]
         assert abs(ahead - HOUR_MS) < 60_000
@@ -230,6 +231,28 @@ def test_a_lost_file_made_anew_while_the_daemon_runs(directory: Path) -> None:
         assert "page" in said
         assert ceilings(at.daemon)[1] == before[1]
         at.daemon.kill()
+        at.daemon.start()
+        at.draw()
+        at.check_unique()
+
+
+def test_no_repair_while_an_orphan_may_issue(directory: Path) -> None:
+    """F25, F31: the supervisor is killed, a worker stands still: it may go on, so its file is not made anew."""
+    with scene(directory) as at:
+        at.draw()
+        orphan = at.daemon.worker_pids()[2]
+        os.kill(orphan, signal.SIGSTOP)
+        try:
+            os.kill(at.daemon.pid, signal.SIGKILL)
+            at.daemon.wait()
+            at.daemon.obelisk(2).unlink()
+            said = at.bump("2", "--create", "--clock-ok", status=AlreadyRunningError.exit_status or 0)
+            assert "outlived" in said
+            assert not at.daemon.obelisk(2).exists()
+        finally:
+            os.kill(orphan, signal.SIGKILL)
+        wait_until(lambda: not Path(f"/proc/{orphan}").exists(), "the orphan is gone")
+        at.bump("2", "--create", "--clock-ok")
         at.daemon.start()
         at.draw()
         at.check_unique()

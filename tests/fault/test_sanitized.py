@@ -15,6 +15,7 @@ import msgpack
 import pytest
 
 from tests.support import ledger
+from tests.support.crowd import ids_of_a_crowd
 from tests.support.daemon import ROOT, Daemon, short_directory, wait_until
 from tests.support.drawer import drawers
 from tools import mutate
@@ -110,10 +111,12 @@ def test_a_sanitized_daemon_finds_nothing(rng: random.Random, effort: float) -> 
                 end = time.monotonic() + SPAN_S * effort
                 while time.monotonic() < end:
                     send_garbage(daemon.socket, rng)
+                crowd = ids_of_a_crowd([daemon.own_socket(0), daemon.own_socket(1)])
                 clients[0].kill()
                 time.sleep(SPAN_S / 10)
             ledgers = [client.runs() for client in clients]
             ledger.check_unique(ledgers, at_least=1000)
+            assert len(set(crowd)) == len(crowd)
             violations = sum(worker.violations for worker in daemon.workers())
             wait_until(lambda: all_gone(daemon), "every connection gone")
             assert daemon.worker_pids() == pids, daemon.log()

@@ -30,7 +30,7 @@ KINDS = ("ring", "single", "socket", "strict")
 SETTINGS: Settings = {"obelisk": {"window_ms": 250}, "rpc": {"stall_ms_max": 60_000}}
 DEGRADED = 4
 THREE = 3
-"""Coordinators that share a write a second."""
+"""Coordinators that share two writes a second."""
 
 
 @contextmanager
@@ -106,13 +106,13 @@ def test_few_writes_a_second(directory: Path, effort: float) -> None:
     """F59, F62, case cg7: each sync takes seconds, for as long as it lasts; ids go on after the first ones."""
     with (
         scene(directory, THREE, ("-O", "^has_journal")) as (file_system, daemon, drawn),
-        throttle.throttled(daemon, file_system.mount_point, 1),
+        throttle.throttled(daemon, file_system.mount_point, 2),
     ):
         await_syncs(daemon, 4)
         if max(worker.sync_ns_max for worker in daemon.workers()) < SLOW_NS:
             pytest.skip("the block controller does not slow this disk down")
         stalls = [worker.stalls for worker in daemon.workers()]
-        for _ in range(max(2, round(3 * effort))):
+        for _ in range(max(1, round(2 * effort))):
             marks = [drawer.mark() for drawer in drawn]
             await_syncs(daemon, 1)
             assert all(drawer.mark() != mark for drawer, mark in zip(drawn, marks, strict=True))

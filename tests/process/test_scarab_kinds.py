@@ -17,6 +17,7 @@ from libpharaoh import Layout, compose, parse
 from libpharaoh.errors import AfterTooFarError, BadRequestError
 from libpharaoh.scarab import ID_MAX
 from tests.support.arena import Arena
+from tests.support.crowd import ids_of_a_crowd
 from tests.support.daemon import Daemon, short_directory
 from tests.support.drawer import KEYED_METHODS, drawers
 from tests.support.ledger import Run, check_real_time_order, check_rising, check_unique, pieces, read, tick_of
@@ -110,6 +111,16 @@ def test_the_answer_exceeds_after(wire: Wire, rng: random.Random, effort: float,
             assert reply.error is None
             assert after < reply.result
             assert parse(reply.result).unix_ms <= time.time_ns() // 1_000_000
+
+
+def test_a_crowd_that_waits(daemon: Daemon, effort: float) -> None:
+    """U, L, F51: thousands wait for one moment and half of them hang up; each of the others has one answer, once."""
+    pids = daemon.worker_pids()
+    ids: list[int] = []
+    for _ in range(max(1, round(effort))):
+        ids += ids_of_a_crowd([daemon.own_socket(0), daemon.own_socket(1)])
+    assert len(set(ids)) == len(ids)
+    assert daemon.worker_pids() == pids, daemon.log()
 
 
 @pytest.mark.parametrize("method", KEYED_METHODS)
