@@ -315,6 +315,8 @@ def test_scribbler(daemon: Daemon, rng: random.Random, effort: float) -> None:
                 if number == 0:
                     evil.client[:] = rng.randbytes(SEGMENT_BYTES)
                     served()
+                    evil.ring()
+                    wait_until(lambda: daemon.worker(0).violations > violations, "a violation is noticed")
                 for _ in range(30):
                     if rng.random() < 0.5:
                         evil.client[:] = rng.randbytes(SEGMENT_BYTES)
@@ -324,7 +326,6 @@ def test_scribbler(daemon: Daemon, rng: random.Random, effort: float) -> None:
                             8, "little"
                         )
                     evil.ring()
-    assert daemon.worker(0).violations > violations
 
 
 def test_cursor_out_of_range_is_noticed(daemon: Daemon) -> None:
