@@ -144,7 +144,7 @@ def test_each_kind_of_change(postgres: Postgres, db: psycopg.Connection, sink: S
 def test_ids_rise_although_the_next_clock_is_behind(postgres: Postgres, db: psycopg.Connection, sink: Sink) -> None:
     capture(postgres, sink, FakeClient())
     db.execute("INSERT INTO account VALUES (1)")
-    capture(postgres, sink, FakeClient(start=1_005_000))
+    capture(postgres, sink, FakeClient(start=1_000_900))
     db.execute("INSERT INTO account VALUES (2)")
     events = capture(postgres, sink, FakeClient(start=1_000_000))
     assert [event.key for event in events] == [{"id": "1"}, {"id": "2"}], "in the order of their ids"
