@@ -18,7 +18,7 @@ def ids_of_a_crowd(sockets: Sequence[str]) -> list[int]:
     """What those that stay get; every second client hangs up meanwhile. Each request is answered once."""
     wires = [Wire(sockets[number % len(sockets)]) for number in range(CLIENTS)]
     try:
-        due_ms = time.time_ns() // 1_000_000 - LAYOUT.epoch_ms + 700
+        due_ms = time.time_ns() // 1_000_000 - LAYOUT.epoch_ms + 900
         after = compose(due_ms, 0, 0, LAYOUT)
         asked = [wire.post(*[("get_timestamp", [KEYS[i % 3], after]) for i in range(OF_EACH)]) for wire in wires]
         time.sleep(0.1)
