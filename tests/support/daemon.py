@@ -133,7 +133,8 @@ class Daemon:
         served = self.log().count(SERVING)
         self.spawn()
         self.wait_live()
-        wait_until(lambda: self.log().count(SERVING) > served, "the daemon serves")
+        wait_until(lambda: self.log().count(SERVING) > served or not self.alive(), "the daemon serves")
+        assert self.alive(), f"pharaohd ended: {self.log()}"
 
     def live(self) -> bool:
         """Whether every worker serves."""
