@@ -21,6 +21,7 @@ from bench.scale import scale
 from bench.sockets import socket
 from bench.start import start
 from bench.tsoracle import tsoracle
+from bench.turns import turns
 from libpharaoh.errors import PharaohError
 
 PARTS: Mapping[str, Callable[[Context], list[Comparison]]] = {
@@ -32,6 +33,7 @@ PARTS: Mapping[str, Callable[[Context], list[Comparison]]] = {
     "etcd": etcd,
     "tsoracle": tsoracle,
     "strict": strict,
+    "turns": turns,
     "start": start,
     "cpu": cpu,
     "window": window,

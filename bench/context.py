@@ -46,9 +46,9 @@ class Context:
         self._stack.close()
         self._peers.clear()
 
-    def daemon(self, settings: str = "") -> Daemon:
-        """A fresh one, with one coordinator: one serving thread, as redis-server has. settings: more TOML."""
-        return self._stack.enter_context(self.idle_daemon(settings=settings))
+    def daemon(self, settings: str = "", coordinators: int = 1) -> Daemon:
+        """A fresh one; with one coordinator it has one serving thread, as redis-server has. settings: more TOML."""
+        return self._stack.enter_context(self.idle_daemon(coordinators, settings))
 
     def idle_daemon(self, coordinators: int = 1, settings: str = "") -> Daemon:
         """One that is not started yet, and the caller's to stop."""
