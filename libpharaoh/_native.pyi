@@ -11,6 +11,7 @@ _Ts = TypeVarTuple("_Ts")
 
 RING_REVOKED: int
 RING_FORKED: int
+RING_VERSION: int
 RING_DAMAGED: int
 
 class Forked(Exception):
@@ -49,8 +50,8 @@ class Ring:
     def __init__(self, descriptors: Descriptors, skew_ns: int, age_ns: int) -> None:
         """Maps the three descriptors of an attach reply, and takes them over. Raises OSError, Forked."""
 
-    def strict(self, after: int, keyless: bool, timeout_ns: int, /) -> int:
-        """An id issued now, greater than `after`, or 0. What has been prefetched stays."""
+    def strict(self, coordinator: int | None, after: int, timeout_ns: int, /) -> int:
+        """An id issued now, of the coordinator that owns the key, greater than `after`, or 0. None: without a key."""
 
     def wait(self, timeout_ns: int, /) -> None:
         """Asks for grants and sleeps until there is something to take, the ring is lost, or the time is over."""
@@ -60,9 +61,6 @@ class Ring:
 
     def status(self) -> int:
         """A number of enum ph_ring_status."""
-
-    def moved_to(self) -> int | None:
-        """The coordinator that serves requests without a key, if that was the answer to the last strict one."""
 
     def close(self) -> None:
         """Gives memory and doorbell back, as soon as no other thread uses them."""

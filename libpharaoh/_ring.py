@@ -11,7 +11,7 @@ from libpharaoh import _native
 from libpharaoh._socket import Connection
 from libpharaoh.errors import ConnectFailedError, PharaohError, ProtocolViolationError
 
-RING_VERSION = 1
+RING_VERSION = _native.RING_VERSION
 STRICT_SLICE_NS = 20_000_000
 """How long one strict request waits: a killed worker wakes nobody, and a stopped one answers nobody."""
 _LOST = (_native.RING_REVOKED, _native.RING_FORKED, _native.RING_DAMAGED)

@@ -42,7 +42,6 @@ from libpharaoh.errors import (
 )
 from libpharaoh.scarab import ID_MAX, parse
 
-RINGS_MAX = 16
 RING_RETRY_SECONDS = 1.0
 _WAIT_SLICES_NS = (20_000_000, 20_000_000, 10_000_000)
 _ATTACH_SECONDS_MAX = 0.03
@@ -74,12 +73,9 @@ class Session(Source):
         self._name, self._max_age_ms, self._rings_wanted = name, max_age_ms, rings
         self.endpoints = Endpoints(path)
         self._connection: Connection | None = None
-        self._ring: Ring | None = None
-        self._rings: dict[int, Ring] = {}
-        self._strict_retry_at: dict[int, float] = {}
+        self.ring_at_hand: Ring | None = None
+        """Whoever reads it needs no lock: one that is let go meanwhile gives nothing any more."""
         self._ring_retry_at = 0.0
-        self._first = -1
-        """The coordinator to ask without a key, as far as known; -1 when there is none."""
         self._behind = False
         """Whether the last id did not come out of the ring, which may not have reached that time yet."""
         _sessions.add(self)
@@ -180,15 +176,14 @@ class Session(Source):
             self.endpoints.avoid(path)
             raise
         self.endpoints.learn(self.hello)
-        self._first = min(self.hello.coordinators, default=-1)
         self._connection = connection
         return connection
 
     def _attached(self, turn: Turn) -> Ring | None:
         """The prefetching ring; None when it cannot be had at the moment."""
         connection = self._connected(turn)
-        if self._ring is not None or not self.ring_may_be_had():
-            return self._ring
+        if self.ring_at_hand is not None or not self.ring_may_be_had():
+            return self.ring_at_hand
         try:
             ring = Ring.attach(connection, self._name, self._max_age_ms, turn.until())
         except TimedOutError:
@@ -199,9 +194,8 @@ class Session(Source):
         except PharaohError:
             self._ring_retry_at = time.monotonic() + RING_RETRY_SECONDS
             return None
-        self._keep(ring)
         # In this order: an id noted meanwhile finds the ring and raises its floor, or is seen here in `last`.
-        self._ring = ring
+        self.ring_at_hand = ring
         self._behind = self.last > 0
         ring.raise_floor(self.last)
         self.draw_from(ring)
@@ -209,7 +203,7 @@ class Session(Source):
 
     def ring_may_be_had(self) -> bool:
         """Whether a ring is there or worth asking for. Needs no lock."""
-        return self._ring is not None or (self._rings_wanted and time.monotonic() >= self._ring_retry_at)
+        return self.ring_at_hand is not None or (self._rings_wanted and time.monotonic() >= self._ring_retry_at)
 
     def _runs_once(self, count: int, turn: Turn) -> list[tuple[int, int]]:
         """At least one id and at most `count`, as runs (first id, how many)."""
@@ -238,7 +232,7 @@ class Session(Source):
         if self._behind:
             # Grants may still be below the last id for a while: this one is issued above it.
             self._behind = False
-            id = ring.strict(self.last, False, STRICT_SLICE_NS)
+            id = ring.strict(ring.coordinator, self.last, STRICT_SLICE_NS)
             if id:
                 ring.raise_floor(id)
                 return id
@@ -260,72 +254,20 @@ class Session(Source):
         return self.slowly(lambda turn: self._strict_once(method, key, after, turn))
 
     def _strict_once(self, method: str, key: bytes | None, after: int, turn: Turn) -> int:
-        """A strict id: by its coordinator's ring, else by the socket, whose worker knows where to forward it."""
-        ring = self._strict_ring(key, turn)
-        if ring is not None:
-            id = ring.strict(after, key is None, STRICT_SLICE_NS)
+        """A strict id: by the ring if it is a new one, else by the socket, whose worker knows where to forward it."""
+        tried = self.ring_at_hand
+        if tried is not None and tried.lost():
+            self._drop_main()
+        ring = self._attached(turn)
+        if ring is not None and ring is not tried:
+            id = ring.strict(self.owner(key), after, STRICT_SLICE_NS)
             if id:
                 return self.note_strict(id)
-        id = self.accept_strict(self.ask(method, [key, after or None], self.turn_for(after, turn)), after)
-        self._leave_silent_ring(self._number(key), parse(id, self.hello.layout).coordinator)
-        return id
+        return self.accept_strict(self.ask(method, [key, after or None], self.turn_for(after, turn)), after)
 
-    def _leave_silent_ring(self, number: int, server: int) -> None:
-        """Another coordinator serves: its own ring, if it has not hung up, would be waited for in each call."""
-        ring = self._rings.get(number)
-        if server != number and ring is not None and ring is not self._ring:
-            self._forget(ring)
-            self._strict_retry_at[number] = time.monotonic() + RING_RETRY_SECONDS
-
-    def _strict_ring(self, key: bytes | None, turn: Turn) -> Ring | None:
-        """A ring for a strict request that has not just failed; None when the socket has to serve."""
-        self._attached(turn)
-        ring = self._rings.get(self._number(key))
-        moved_to = ring.moved_to() if ring is not None and key is None else None
-        if ring is not None and ring.lost():
-            self._forget(ring)
-            self._attached(turn)
-        elif moved_to in self.hello.coordinators:
-            self._first = moved_to
-        elif ring is not None:
-            return None
-        number = self._number(key)
-        return self._rings.get(number) or self._attach_strict(number, turn.deadline)
-
-    def _number(self, key: bytes | None) -> int:
-        """The coordinator that serves `key`; for None the host's first one, as far as known."""
-        return self._first if key is None else zlib.crc32(key) % self.hello.modulus
-
-    def strict_ring_at_hand(self, key: bytes | None) -> Ring | None:
-        """The ring for a strict request, if it is there already. Needs no lock."""
-        return self._rings.get(self._number(key))
-
-    def _attach_strict(self, number: int, deadline: float) -> Ring | None:
-        """A ring over the coordinator's own socket; None when it cannot be had."""
-        now, path = time.monotonic(), self.hello.endpoint(number)
-        if (
-            not self._rings_wanted
-            or self.endpoints.silent(path)
-            or number not in self.hello.coordinators
-            or len(self._rings) >= RINGS_MAX
-            or now < self._strict_retry_at.get(number, 0.0)
-        ):
-            return None
-        soon = min(deadline, now + _ATTACH_SECONDS_MAX)
-        try:
-            connection = Connection.attempt(path, self.caller)
-            try:
-                ring = Ring.attach(connection, self._name, self._max_age_ms, soon)
-                if ring.coordinator != number:
-                    raise ProtocolViolationError(f"coordinator {ring.coordinator} answered for {number}")
-            except BaseException:
-                connection.close()
-                raise
-        except (PharaohError, OSError):
-            self._strict_retry_at[number] = now + RING_RETRY_SECONDS
-            return None
-        self._keep(ring)
-        return ring
+    def owner(self, key: bytes | None) -> int | None:
+        """The coordinator that owns `key`; None without a key: the worker knows. Needs no lock."""
+        return None if key is None else zlib.crc32(key) % self.hello.modulus
 
     # --- the order of this client's ids
 
@@ -337,7 +279,7 @@ class Session(Source):
     def note_elsewhere(self, id: int) -> None:
         """Remembers an id that did not come out of the prefetching ring, whose older ids burn. Needs no lock."""
         self.note(id)
-        ring = self._ring
+        ring = self.ring_at_hand
         if ring is not None:
             ring.raise_floor(id)
             self._behind = True
@@ -377,40 +319,19 @@ class Session(Source):
         self.draw_from(None)
         if self._connection is not None:
             self._connection.close()
-        if self._ring is not None:
-            _close(self._ring)
-        for ring in list(self._rings.values()):
-            _close(ring)
-        self._connection = self._ring = None
-        self._rings = {}
-        self._strict_retry_at = {}
+        if self.ring_at_hand is not None:
+            _close(self.ring_at_hand)
+        self._connection = self.ring_at_hand = None
         self._ring_retry_at = 0.0
         self._behind = False
 
-    def _keep(self, ring: Ring) -> None:
-        """Files a ring under its coordinator, in place of an older one."""
-        older = self._rings.get(ring.coordinator)
-        if older is not None:
-            self._forget(older)
-        self._rings[ring.coordinator] = ring
-
-    def _forget(self, ring: Ring) -> None:
-        if self._rings.get(ring.coordinator) is ring:
-            del self._rings[ring.coordinator]
-        if ring is self._ring:
-            self._drop_main()
-        else:
-            _close(ring)
-
     def _drop_main(self) -> None:
         """Lets the main connection go, and the ring that hangs on it."""
-        ring, connection = self._ring, self._connection
+        ring, connection = self.ring_at_hand, self._connection
         self.draw_from(None)
-        self._connection = self._ring = None
+        self._connection = self.ring_at_hand = None
         self._behind = False
         if ring is not None:
-            if self._rings.get(ring.coordinator) is ring:
-                del self._rings[ring.coordinator]
             _close(ring)
         if connection is not None:
             connection.close()

@@ -288,12 +288,12 @@ class Client(_native.Client):
         return self._session.more_runs(1)[0][0]
 
     def _strict(self, method: str, key: bytes | None, after: int | None) -> int:
-        """An id issued now, by the ring of the key's coordinator if that is at hand."""
+        """An id issued now, by the ring if that is at hand."""
         session = self._session
         low = session.after(after)
-        ring = session.strict_ring_at_hand(key)
+        ring = session.ring_at_hand
         if ring is not None:
-            id = ring.strict(low, key is None, STRICT_SLICE_NS)
+            id = ring.strict(session.owner(key), low, STRICT_SLICE_NS)
             if id:
                 return session.note_strict(id)
         return session.strict(method, key, low)

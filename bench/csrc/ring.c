@@ -59,7 +59,7 @@ static void pop(struct ph_ring *ring, struct check *check, struct record *pop_ps
 static void strict(struct ph_ring *ring, struct check *check, struct record *latencies_ns, uint64_t end_ns) {
     uint64_t before_ns = now_ns();
     while (before_ns < end_ns) {
-        uint64_t id = ph_ring_strict_locked(ring, check->last, 0, WAIT_NS);
+        uint64_t id = ph_ring_strict_locked(ring, ph_ring_coordinator(ring), check->last, WAIT_NS);
         uint64_t after_ns = now_ns();
         if (id == 0) {
             fail("a strict request was not answered");

@@ -165,7 +165,7 @@ static void soak_strict(char **argv) {
     struct ph_ring *ring = open_ring(argv);
     uint64_t last = 0;
     for (uint64_t before_ns = run.start_ns; before_ns < run.end_ns;) {
-        uint64_t id = ph_ring_strict_locked(ring, last, 0, WAIT_NS);
+        uint64_t id = ph_ring_strict_locked(ring, ph_ring_coordinator(ring), last, WAIT_NS);
         if (id <= last) {
             fail("a strict request was not answered, or not with a greater id");
         }

@@ -92,18 +92,18 @@ static PyObject *wrong_count(void) {
 
 static PyObject *ring_strict(PyObject *self, PyObject *const *arguments, Py_ssize_t count) {
     struct ph_py_ring *ring = ring_of(self);
-    unsigned long long after, timeout_ns;
+    unsigned long long coordinator = PH_RING_KEYLESS, after, timeout_ns;
     if (count != 3) {
         return wrong_count();
     }
-    if (!number(arguments[0], &after) || !number(arguments[2], &timeout_ns)) {
+    if ((arguments[0] != Py_None && !number(arguments[0], &coordinator)) || !number(arguments[1], &after) ||
+        !number(arguments[2], &timeout_ns)) {
         return NULL;
     }
-    uint64_t flags = arguments[1] == Py_True ? PH_STRICT_KEYLESS : 0;
     uint64_t id = 0;
     if (!is_closed(ring)) {
         PyThreadState *thread = enter(ring);
-        id = ph_ring_strict_locked(ring->handle, after, flags, timeout_ns);
+        id = ph_ring_strict_locked(ring->handle, (uint32_t)coordinator, after, timeout_ns);
         leave(ring, thread);
     }
     return PyLong_FromUnsignedLongLong(id);
@@ -150,15 +150,6 @@ static PyObject *ring_status(PyObject *self, PyObject *unused) {
     return PyLong_FromLong(is_closed(ring) ? PH_RING_FORKED : ph_ring_status(ring->handle));
 }
 
-static PyObject *ring_moved_to(PyObject *self, PyObject *unused) {
-    struct ph_py_ring *ring = ring_of(self);
-    (void)unused;
-    if (is_closed(ring) || ph_ring_strict_status(ring->handle) != PH_RING_MOVED) {
-        Py_RETURN_NONE;
-    }
-    return PyLong_FromUnsignedLongLong(ph_ring_strict_detail(ring->handle));
-}
-
 static PyObject *ring_close(PyObject *self, PyObject *unused) {
     struct ph_py_ring *ring = ring_of(self);
     (void)unused;
@@ -173,16 +164,14 @@ static PyObject *ring_close(PyObject *self, PyObject *unused) {
 #define FAST(function) ((PyCFunction)(void (*)(void))(function))
 static PyMethodDef methods[] = {
     {"strict", FAST(ring_strict), METH_FASTCALL,
-     "strict($self, after, keyless, timeout_ns, /)\n--\n\nAn id issued now, greater than `after`, or 0."},
+     "strict($self, coordinator, after, timeout_ns, /)\n--\n\n"
+     "An id issued now, of the coordinator that owns the key (None: without a key), greater than `after`, or 0."},
     {"wait", ring_wait, METH_O,
      "wait($self, timeout_ns, /)\n--\n\n"
      "Asks for grants and sleeps until there is something to take, the ring is lost, or the time is over."},
     {"raise_floor", ring_raise_floor, METH_O,
      "raise_floor($self, id, /)\n--\n\nFrom now on only ids greater than `id`."},
     {"status", ring_status, METH_NOARGS, "status($self, /)\n--\n\nA number of enum ph_ring_status."},
-    {"moved_to", ring_moved_to, METH_NOARGS,
-     "moved_to($self, /)\n--\n\n"
-     "The coordinator that serves requests without a key, if that was the answer to the last strict one."},
     {"close", ring_close, METH_NOARGS,
      "close($self, /)\n--\n\nGives memory and doorbell back, as soon as no other thread uses them."},
     {NULL, NULL, 0, NULL},
@@ -209,7 +198,8 @@ int ph_py_add_ring(PyObject *module) {
         const char *name;
         long value;
     } constants[] = {
-        {"RING_REVOKED", PH_RING_REVOKED}, {"RING_FORKED", PH_RING_FORKED}, {"RING_DAMAGED", PH_RING_DAMAGED}};
+        {"RING_REVOKED", PH_RING_REVOKED}, {"RING_FORKED", PH_RING_FORKED}, {"RING_DAMAGED", PH_RING_DAMAGED},
+        {"RING_VERSION", PH_RING_VERSION}};
     for (size_t i = 0; i < sizeof constants / sizeof constants[0]; i++) {
         if (PyModule_AddIntConstant(module, constants[i].name, constants[i].value) != 0) {
             return -1;

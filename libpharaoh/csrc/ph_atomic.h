@@ -21,6 +21,14 @@ static inline int ph_exchange_if(uint64_t *word, uint64_t expected, uint64_t val
     return __atomic_compare_exchange_n(word, &expected, value, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
 }
 
+/* Returns what the word was before. */
+static inline uint64_t ph_set_bits(uint64_t *word, uint64_t bits) {
+    return __atomic_fetch_or(word, bits, __ATOMIC_SEQ_CST);
+}
+static inline uint64_t ph_clear_bits(uint64_t *word, uint64_t bits) {
+    return __atomic_fetch_and(word, ~bits, __ATOMIC_SEQ_CST);
+}
+
 /* Keeps the compiler from moving memory accesses across; orders this thread against its own signal handlers and fork. */
 static inline void ph_compiler_barrier(void) { __asm__ volatile("" ::: "memory"); }
 

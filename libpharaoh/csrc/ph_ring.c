@@ -305,10 +305,11 @@ static int await_answer(struct ph_ring *ring, uint64_t number, int awake, uint64
 }
 
 /* Posts one request and waits; returns the id or 0 with the status set. */
-static uint64_t exchange(struct ph_ring *ring, uint64_t after, uint64_t flags, uint64_t timeout_ns) {
+static uint64_t exchange(struct ph_ring *ring, uint32_t coordinator, uint64_t after, uint64_t timeout_ns) {
     uint64_t number = ++ring->request_number;
     ph_store_relaxed(&ring->client->request_after, after);
-    ph_store_relaxed(&ring->client->request_flags, flags);
+    ph_store_relaxed(&ring->client->request_coordinator, coordinator);
+    ph_store_relaxed(&ring->client->request_flags, coordinator == PH_RING_KEYLESS ? PH_STRICT_KEYLESS : 0);
     ph_store_seq_cst(&ring->client->request_number, number); /* pairs with ph_producer_request() and its sleep */
     int awake = ph_load_seq_cst(&ring->grants->polling) != 0;
     if (!awake) {
@@ -323,7 +324,7 @@ static uint64_t exchange(struct ph_ring *ring, uint64_t after, uint64_t flags, u
     uint64_t status = ph_load_relaxed(&ring->grants->answer_status);
     ph_store_relaxed(&ring->strict_detail, value);
     if (status != PH_STRICT_OK) {
-        ph_store_relaxed(&ring->strict_status, status == PH_STRICT_MOVED ? PH_RING_MOVED : PH_RING_REFUSED);
+        ph_store_relaxed(&ring->strict_status, status == PH_STRICT_ELSEWHERE ? PH_RING_ELSEWHERE : PH_RING_REFUSED);
         return 0;
     }
     if (value <= after) {
@@ -334,11 +335,11 @@ static uint64_t exchange(struct ph_ring *ring, uint64_t after, uint64_t flags, u
     return value;
 }
 
-uint64_t ph_ring_strict_locked(struct ph_ring *ring, uint64_t after, uint64_t flags, uint64_t timeout_ns) {
+uint64_t ph_ring_strict_locked(struct ph_ring *ring, uint32_t coordinator, uint64_t after, uint64_t timeout_ns) {
     lock_wait(&ring->strict_lock);
     uint64_t id = 0;
     if (alive(ring) && !status_is(ring, PH_RING_DAMAGED)) {
-        id = exchange(ring, after, flags, timeout_ns);
+        id = exchange(ring, coordinator, after, timeout_ns);
         if (!alive(ring)) {
             id = 0;
         }

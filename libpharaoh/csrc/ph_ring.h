@@ -22,8 +22,8 @@ enum ph_ring_status {
     PH_RING_REVOKED = 3, /* the worker closed the ring: attach anew */
     PH_RING_DAMAGED = 4, /* the segment breaks its own rules: not a Pharaoh worker */
     /* Of strict requests only: */
-    PH_RING_MOVED = 5,   /* another coordinator is the host's first; ph_ring_strict_detail() names it */
-    PH_RING_REFUSED = 6, /* ph_ring_strict_detail() is the error's code */
+    PH_RING_ELSEWHERE = 5, /* not to be had by this ring now: ask by socket */
+    PH_RING_REFUSED = 6,   /* ph_ring_strict_detail() is the error's code */
     PH_RING_TIMED_OUT = 7,
 };
 
@@ -47,12 +47,15 @@ size_t ph_ring_take_locked(struct ph_ring *ring, uint64_t *out, size_t count);
 /* Rings the doorbell and sleeps until there is something to take or timeout_ns has passed. Returns a status. */
 int ph_ring_wait_locked(struct ph_ring *ring, uint64_t timeout_ns);
 
+#define PH_RING_KEYLESS UINT32_MAX
+
 /*
- * A strict id: asked for now, answered now, greater than `after` (an id, or 0). What has been prefetched stays, and may
+ * A strict id: asked for now, answered now, greater than `after` (an id, or 0). It is the one of the coordinator that
+ * owns the key, whichever worker the ring is of; PH_RING_KEYLESS without a key. What has been prefetched stays, and may
  * be lower: whoever wants one order of both raises the floor. Returns 0 on anything but success; see
  * ph_ring_strict_status(), and ph_ring_status() for a lost ring.
  */
-uint64_t ph_ring_strict_locked(struct ph_ring *ring, uint64_t after, uint64_t flags, uint64_t timeout_ns);
+uint64_t ph_ring_strict_locked(struct ph_ring *ring, uint32_t coordinator, uint64_t after, uint64_t timeout_ns);
 
 /* From now on only ids greater than `id` are handed out (prefetched ones below it burn). */
 void ph_ring_raise_floor_locked(struct ph_ring *ring, uint64_t id);

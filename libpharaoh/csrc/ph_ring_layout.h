@@ -19,6 +19,7 @@
 #include <stdint.h>
 
 #define PH_RING_MAGIC UINT64_C(0x31474e4952484150) /* "PAHRING1" in memory; stored last */
+#define PH_RING_VERSION 2 /* 2: a strict request names the coordinator whose id it wants */
 #define PH_RING_SLOTS 64
 #define PH_RING_SEGMENT_BYTES 8192
 
@@ -26,13 +27,13 @@ enum ph_ring_state { PH_RING_OPEN = 0, PH_RING_CLOSED = 1 };
 
 /* How the worker answered a strict request. */
 enum ph_strict_status {
-    PH_STRICT_OK = 0,      /* value: the id */
-    PH_STRICT_MOVED = 1,   /* value: the coordinator that now serves requests without a key */
-    PH_STRICT_REFUSED = 2, /* value: the error's code (ph_errors.h) */
+    PH_STRICT_OK = 0,        /* value: the id */
+    PH_STRICT_ELSEWHERE = 1, /* not to be had here and now: to be asked for by socket */
+    PH_STRICT_REFUSED = 2,   /* value: the error's code (ph_errors.h) */
 };
 
 /* Flags of a strict request. */
-#define PH_STRICT_KEYLESS UINT64_C(1) /* to be served only by the host's first live coordinator */
+#define PH_STRICT_KEYLESS UINT64_C(1) /* without a key: `request_coordinator` is not looked at */
 
 struct ph_grant {
     uint64_t first_tick;
@@ -75,8 +76,9 @@ struct ph_client_segment {
     uint64_t request_number; /* strict requests ever posted */
     uint64_t request_after;  /* id that the answer must exceed, or 0 */
     uint64_t request_flags;
-    uint64_t request_waiting; /* n: the client may sleep until request n is answered */
-    uint8_t pad1[96];
+    uint64_t request_waiting;     /* n: the client may sleep until request n is answered */
+    uint64_t request_coordinator; /* whose id it is to be: the one that owns the key */
+    uint8_t pad1[88];
 };
 
 static_assert(sizeof(struct ph_grant) == 32, "a grant is half a cache line");

@@ -2,6 +2,7 @@
 
 #include <string.h>
 
+#include "issuer.h"
 #include "ph_atomic.h"
 
 static int64_t later(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -59,7 +60,7 @@ static uint64_t bound_of(const struct ph_known *known, const struct ph_evidence 
     const struct ph_position *position = &known->page->positions[record->coordinator];
     *exact = known->page_is_own && record->start_id != 0 &&
              (record->start_id == position->start_id || record->start_id == position->start_id_before);
-    return *exact ? position->next_tick : greater(record->ceiling, position->next_tick);
+    return *exact ? ph_position_next(position) : greater(record->ceiling, ph_position_next(position));
 }
 
 /* The first whole millisecond above everything that lies below `bound`. */
@@ -73,6 +74,7 @@ static uint64_t ms_above(const struct ph_known *known, uint64_t bound) {
  */
 static void write_position(struct ph_position *position, uint64_t next_tick, uint64_t start_id,
                            uint64_t start_id_before) {
+    ph_store_release(&position->durable_ceiling, 0); /* a record of the coordinator may name an earlier one now */
     ph_store_release(&position->next_tick, next_tick);
     ph_store_release(&position->start_id_before, start_id_before);
     ph_store_release(&position->start_id, start_id);
@@ -101,7 +103,7 @@ void ph_host_start(const struct ph_known *known, struct ph_host_page *page, uint
         if (part[c]) {
             write_position(&page->positions[c], greater(bounds[c], floor_tick), start_id, before[c]);
         } else if (page->positions[c].start_id != 0) {
-            write_position(&page->positions[c], page->positions[c].next_tick, 0, 0);
+            write_position(&page->positions[c], ph_position_next(&page->positions[c]), 0, 0);
         }
     }
     struct ph_moment moment = {
@@ -143,7 +145,9 @@ void ph_repair(const struct ph_known *known, uint32_t coordinator, enum ph_repai
         known, &now); /* what a start would make of the evidence: the record is evidence of this boot from now on */
     int64_t bound_ns = 0;
     if (way == PH_REPAIR_LIVE) {
-        repaired->ceiling = ph_load_acquire(&known->page->positions[coordinator].next_tick);
+        /* Its siblings issue for it meanwhile, below the ceiling that its last owner had made durable. */
+        const struct ph_position *position = &known->page->positions[coordinator];
+        repaired->ceiling = greater(ph_load_acquire(&position->durable_ceiling), ph_position_next(position));
     } else if (way == PH_REPAIR_CLOCK_OK) {
         const struct ph_clock_sample *newest = &known->records[ph_newest_evidence(known)].sample;
         bound_ns = known->realtime_ns + later(newest->host_ns - newest->realtime_ns, 0);

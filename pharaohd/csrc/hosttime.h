@@ -13,8 +13,11 @@
  * - A moment is published in one atomic step: it is written to one of the two entries of its writer that is not
  *   current, then `current` is exchanged. So a writer that dies or pauses anywhere holds nobody up and breaks nothing.
  * - A forward jump of W against V by more than `jump_ns_max` is not followed until an operator accepts it.
- * - `next_tick` of a coordinator's position is stored before anything below it leaves the worker: strict id, grant and
- *   socket alike. Only the worker that holds the Obelisk's lock stores it.
+ * - `next_tick` of a coordinator's position moves on before anything below it leaves: strict id, grant and socket alike.
+ *   Its owner, who holds the Obelisk's lock, and its siblings move it by compare and exchange, and nobody lowers it.
+ * - `durable_ceiling` of a position is stored when a record of its Obelisk is durable that names it or a later one, and
+ *   no owner's record names an earlier one while the host start lasts. So a sibling may issue below it, whatever the
+ *   owner does meanwhile. Its owner's last act closes the position before it writes down where it stands.
  * - `magic` is stored last: an unfinished page is no evidence.
  * Source: host-time rules 3, 4, 10, 11; tests/model/host_time.pml; tests/csrc/test_hosttime.c, test_hosttime_steps.c.
  */
@@ -40,12 +43,13 @@ struct ph_moment {
     int64_t unused;
 };
 
-/* How far one coordinator has come. Two cache lines of its own: its worker stores here for each id. */
+/* How far one coordinator has come. Two cache lines of its own: whoever issues writes here for each id. */
 struct ph_position {
-    uint64_t next_tick;       /* everything that was issued lies below */
+    uint64_t next_tick;       /* everything that was issued lies below; ph_position_next() in issuer.h */
+    uint64_t durable_ceiling; /* nothing at or above it is issued */
     uint64_t start_id;        /* the host start that this is of; 0: the coordinator was no part of it */
     uint64_t start_id_before; /* what the coordinator's record named when that start read it */
-    uint8_t pad[104];
+    uint8_t pad[96];
 };
 
 struct ph_host_page {

@@ -254,7 +254,7 @@ static int send_attached(struct ph_call *call, struct ph_producer *producer) {
     struct ph_writer reply = {bytes, 0, sizeof bytes};
     ph_put_reply(&reply, call->request->message_id);
     ph_put_map(&reply, 4);
-    ph_put_pair(&reply, "version", 1);
+    ph_put_pair(&reply, "version", PH_RING_VERSION);
     ph_put_pair(&reply, "coordinator", call->worker->mint.issuer.coordinator);
     ph_put_pair(&reply, "max_age_ms", producer->max_age_ns / NS_PER_MS);
     ph_mint_read(&call->worker->mint);

@@ -78,20 +78,28 @@ int ph_mint_take_over(struct ph_mint *mint, struct ph_obelisk *obelisk, struct p
                             mint->now_ms == 0 ? "before" : "beyond", mint->issuer.layout.ms_bits);
     }
     uint64_t reach = tick_of(mint, mint->now_ms + mint->window_ms);
-    uint64_t ceiling = min_u64(max_u64(ph_issuer_next(&mint->issuer), reach), ph_tick_end(&mint->issuer.layout));
+    /* Not below what the last owner made durable: siblings issue up to there for as long as it stands in the page. */
+    uint64_t lent = ph_load_acquire(&mint->clock.page->positions[mint->issuer.coordinator].durable_ceiling);
+    uint64_t least = max_u64(ph_issuer_next(&mint->issuer), lent);
+    uint64_t ceiling = min_u64(max_u64(least, reach), ph_tick_end(&mint->issuer.layout));
     take_sample(mint, &sample);
     obelisk->start_id = mint->clock.page->start_id;
     mint->requested_ceiling = ceiling;
     mint->recorded_ahead_ns = mint->clock.ahead_ns;
-    return ph_obelisk_write(obelisk, ceiling, &sample, 0, fault);
+    code = ph_obelisk_write(obelisk, ceiling, &sample, 0, fault);
+    if (code == 0) {
+        ph_issuer_open(&mint->issuer);
+    }
+    return code;
 }
 
 int ph_mint_hand_over(struct ph_mint *mint, struct ph_obelisk *obelisk, struct ph_fault *fault) {
     struct ph_clock_sample sample;
     ph_mint_read(mint);
     take_sample(mint, &sample);
+    uint64_t next_tick = ph_issuer_close(&mint->issuer); /* first: no sibling goes on from here */
     int code = ph_obelisk_check_path(obelisk, fault);
-    return code != 0 ? code : ph_obelisk_write(obelisk, ph_issuer_next(&mint->issuer), &sample, 1, fault);
+    return code != 0 ? code : ph_obelisk_write(obelisk, next_tick, &sample, 1, fault);
 }
 
 struct ph_run ph_mint_take(struct ph_mint *mint, uint64_t floor_tick, uint64_t least, uint64_t count,
@@ -104,6 +112,19 @@ struct ph_run ph_mint_take(struct ph_mint *mint, uint64_t floor_tick, uint64_t l
         return (struct ph_run){start, 0};
     }
     return ph_issuer_take(&mint->issuer, floor, limit, ceiling, count);
+}
+
+/* One tick from a sibling's position. */
+static struct ph_run take_of_sibling(const struct ph_mint *mint, uint32_t coordinator, uint64_t floor_tick) {
+    struct ph_host_page *page = mint->clock.page;
+    struct ph_position *position = &page->positions[coordinator];
+    struct ph_issuer issuer = {mint->issuer.layout, coordinator, &position->next_tick};
+    if (ph_load_acquire(&position->start_id) != ph_load_acquire(&page->start_id)) {
+        return (struct ph_run){0, 0}; /* it is none of this host's */
+    }
+    uint64_t limit = min_u64(tick_of(mint, mint->now_ms + 1), ph_tick_end(&mint->issuer.layout));
+    uint64_t ceiling = ph_load_acquire(&position->durable_ceiling);
+    return ph_issuer_take(&issuer, max_u64(floor_tick, tick_of(mint, mint->now_ms)), limit, ceiling, 1);
 }
 
 int ph_mint_lacks_ceiling(const struct ph_mint *mint) {
@@ -146,11 +167,20 @@ void ph_mint_renew(struct ph_mint *mint) {
     keep_ahead(mint, reach / 2, seldom ? reserve_ms(mint, reach) : reach);
 }
 
+/* Since the last ph_mint_tend() something was issued, and what was asked for then may not be enough for the next one. */
+static int needs_reserve(const struct ph_mint *mint, uint64_t reach) {
+    if (mint->issued_ns == 0) {
+        return ph_issuer_next(&mint->issuer) != mint->tended_tick; /* by siblings */
+    }
+    return mint->seldom || mint->monotonic_ns - mint->issued_ns > reach / 2 * PH_NS_PER_MS;
+}
+
 void ph_mint_tend(struct ph_mint *mint) {
     uint64_t reach = reach_ms(mint);
-    if (mint->issued_ns != 0 && (mint->seldom || mint->monotonic_ns - mint->issued_ns > reach / 2 * PH_NS_PER_MS)) {
+    if (needs_reserve(mint, reach)) {
         keep_ahead(mint, mint->tend_ms + reach, reserve_ms(mint, reach));
     }
+    mint->tended_tick = ph_issuer_next(&mint->issuer);
     mint->issued_ns = 0;
     mint->seldom = 0;
     if (mint->clock.ahead_ns > mint->recorded_ahead_ns + PH_NS_PER_MS) {
@@ -173,13 +203,16 @@ uint64_t ph_mint_ceiling_wait_ms(struct ph_mint *mint) {
     return (mint->monotonic_ns - mint->requested_ns) / PH_NS_PER_MS;
 }
 
-int ph_strict_begin(const struct ph_mint *mint, struct ph_strict *strict, uint64_t after, int64_t noted_ns) {
-    *strict = (struct ph_strict){.stands_in = noted_ns != 0, .pick_ns = noted_ns != 0 ? noted_ns + PH_NS_PER_MS : 0};
+int ph_strict_begin(const struct ph_mint *mint, struct ph_strict *strict, uint32_t coordinator, uint64_t after,
+                    int64_t noted_ns) {
+    *strict = (struct ph_strict){.coordinator = coordinator,
+                                 .stands_in = noted_ns != 0,
+                                 .pick_ns = noted_ns != 0 ? noted_ns + PH_NS_PER_MS : 0};
     if (ph_mint_exhausted(mint)) {
         return PH_ERR_TIME_EXHAUSTED;
     }
     if (after != 0) {
-        strict->floor_tick = ph_issuer_floor_after(&mint->issuer, after);
+        strict->floor_tick = ph_floor_after(&mint->issuer.layout, coordinator, after);
         if (ph_ms_of_tick(&mint->issuer.layout, strict->floor_tick) > mint->now_ms + mint->after_ms_max) {
             return PH_ERR_AFTER_TOO_FAR;
         }
@@ -198,7 +231,9 @@ int ph_strict_pursue(struct ph_mint *mint, struct ph_strict *strict, int64_t *du
         if (floor_ms > mint->now_ms) {
             return 0;
         }
-        struct ph_run run = ph_mint_take(mint, strict->floor_tick, 1, 1, 0);
+        struct ph_run run = strict->coordinator == mint->issuer.coordinator
+                                ? ph_mint_take(mint, strict->floor_tick, 1, 1, 0)
+                                : take_of_sibling(mint, strict->coordinator, strict->floor_tick);
         if (run.count == 0) {
             return 0;
         }

@@ -2,8 +2,10 @@
  * One coordinator's issuing: host time, ticks, the ceiling, and the waits of strict requests. It knows no connection.
  *
  * Invariants
- * - A tick is issued once: above all before it, below the durable ceiling, and not ahead of host time. The position is
- *   stored in the host's page before the tick leaves (issuer.h).
+ * - A tick is issued once: above all before it, below the durable ceiling, and not ahead of host time. The position in
+ *   the host's page moves on before the tick leaves (issuer.h).
+ * - A strict tick of a sibling's is issued in the same way from the sibling's position, below the sibling's durable
+ *   ceiling. The sibling sees that its position moves and keeps a ceiling in reserve.
  * - A ceiling is asked for ahead of time. How far ahead follows the disk: at least four times its last sync,
  *   what the one under way has taken so far, and what a slow one a while ago took, less an eighth for each since.
  * - A strict tick is not below the first tick of the millisecond in which host time stood when its request had been
@@ -46,6 +48,7 @@ struct ph_mint {
     uint64_t issued_ns;        /* when it last issued; 0: not since the last ph_mint_tend() */
     uint64_t issued_before_ns; /* and before that, whenever it was */
     uint8_t seldom;            /* since the last ph_mint_tend() two ids were far apart, for what is held in reserve */
+    uint64_t tended_tick;      /* the position at the last ph_mint_tend() */
 };
 
 void ph_mint_init(struct ph_mint *mint, struct ph_host_page *page, const struct ph_layout *layout, uint32_t coordinator,
@@ -94,14 +97,17 @@ struct ph_strict {
     uint64_t floor_tick; /* its tick is not below this */
     int64_t pick_ns;     /* a stand-in picks no sooner */
     uint64_t tick;       /* picked; 0: not yet. No tick is 0: a start refuses host time at the epoch */
+    uint32_t coordinator; /* whose tick */
     uint8_t stands_in;
 };
 
-/* after: an id that the answer must exceed, or 0. noted_ns: host time when a stand-in's request reached this host; an
-   owner's is 0. Returns 0 or an error's code. */
-int ph_strict_begin(const struct ph_mint *mint, struct ph_strict *strict, uint64_t after, int64_t noted_ns);
+/* coordinator: below PH_COORDINATOR_MAX; whose tick it is to be. after: an id that the answer must exceed, or 0.
+   noted_ns: host time when a stand-in's request reached this host; 0 for the key's owner. 0, or an error's code. */
+int ph_strict_begin(const struct ph_mint *mint, struct ph_strict *strict, uint32_t coordinator, uint64_t after,
+                    int64_t noted_ns);
 /* Goes on with it, by the newest reading. Returns 1 when strict->tick may be answered, else 0 with *due_ns: the host
-   time before which there is nothing to do. */
+   time before which there is nothing to do. One of a sibling's that is not to be had now may never be: then its owner
+   is not there, or has not been asked for a while. */
 int ph_strict_pursue(struct ph_mint *mint, struct ph_strict *strict, int64_t *due_ns);
 
 #endif

@@ -187,6 +187,7 @@ int ph_producer_request(const struct ph_producer *producer, struct ph_strict_req
     request->number = ph_load_seq_cst(&producer->client->request_number); /* pairs with exchange() in ph_ring.c */
     request->after = ph_load_relaxed(&producer->client->request_after);
     request->flags = ph_load_relaxed(&producer->client->request_flags);
+    request->coordinator = ph_load_relaxed(&producer->client->request_coordinator);
     return request->number != producer->answered;
 }
 

@@ -55,6 +55,7 @@ struct ph_strict_request {
     uint64_t number;
     uint64_t after;
     uint64_t flags;
+    uint64_t coordinator;
 };
 
 /* Makes the segments and the doorbell. Returns 0 or an errno. */

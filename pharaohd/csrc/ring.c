@@ -83,26 +83,44 @@ void ph_ring_detach(struct ph_worker *worker, struct ph_ring_owner *ring) {
     ph_count(&worker->slot->rings, UINT64_MAX);
 }
 
-/* For the owner of the key, whom a ring's client asks by itself. Returns 1 with *id or *error set, or 0: wait. */
-static int issue_strictly(struct ph_worker *worker, uint64_t after, uint64_t *id, int *error) {
+struct answer {
+    enum ph_strict_status status;
+    uint64_t value;
+};
+
+static struct answer refused(struct ph_worker *worker, int error) {
+    ph_count(&worker->slot->errors, 1);
+    return (struct answer){PH_STRICT_REFUSED, (uint64_t)error};
+}
+
+/* From the position of the key's owner, whoever that is (mint.h). Returns 1 with *answer set, or 0: wait. */
+static int issue_strictly(struct ph_worker *worker, uint64_t coordinator, uint64_t after, struct answer *answer) {
     struct ph_mint *mint = &worker->mint;
     struct ph_strict strict;
     int64_t due_ns;
+    if (coordinator >> mint->issuer.layout.coordinator_bits != 0) {
+        *answer = refused(worker, PH_ERR_OUT_OF_RANGE);
+        return 1;
+    }
     ph_mint_read(mint); /* after the request was seen: a reading before it could be of before a stand-in's answer */
-    *error = ph_strict_begin(mint, &strict, after, 0);
-    if (*error != 0) {
-        ph_count(&worker->slot->errors, 1);
+    int error = ph_strict_begin(mint, &strict, (uint32_t)coordinator, after, 0);
+    if (error != 0) {
+        *answer = refused(worker, error);
+        return 1;
+    }
+    if (ph_strict_pursue(mint, &strict, &due_ns)) {
+        ph_count(&worker->slot->ids_strict, 1);
+        *answer = (struct answer){PH_STRICT_OK, ph_id_of_tick(&mint->issuer.layout, strict.coordinator, strict.tick)};
+        return 1;
+    }
+    if (coordinator != mint->issuer.coordinator) { /* by socket its owner is asked, or stood in for */
+        *answer = (struct answer){PH_STRICT_ELSEWHERE, 0};
         return 1;
     }
     worker->few_wanted_ns = mint->monotonic_ns;
-    if (!ph_strict_pursue(mint, &strict, &due_ns)) {
-        worker->short_of_ceiling = (uint8_t)ph_mint_lacks_ceiling(mint);
-        ph_count(&worker->slot->stalls, worker->short_of_ceiling);
-        return 0;
-    }
-    ph_count(&worker->slot->ids_strict, 1);
-    *id = ph_id_of_tick(&mint->issuer.layout, mint->issuer.coordinator, strict.tick);
-    return 1;
+    worker->short_of_ceiling = (uint8_t)ph_mint_lacks_ceiling(mint);
+    ph_count(&worker->slot->stalls, worker->short_of_ceiling);
+    return 0;
 }
 
 /* 1: nothing is left unanswered. */
@@ -111,17 +129,12 @@ static int answer_request(struct ph_worker *worker, struct ph_ring_owner *ring) 
     if (!ph_producer_request(&ring->producer, &request)) {
         return 1;
     }
-    if ((request.flags & PH_STRICT_KEYLESS) && worker->first != worker->mint.issuer.coordinator) {
-        ph_producer_answer(&ring->producer, &request, PH_STRICT_MOVED, worker->first);
-        return 1;
-    }
-    uint64_t id = 0;
-    int error = 0;
-    if (!issue_strictly(worker, request.after, &id, &error)) {
+    uint64_t coordinator = request.flags & PH_STRICT_KEYLESS ? worker->first : request.coordinator;
+    struct answer answer;
+    if (!issue_strictly(worker, coordinator, request.after, &answer)) {
         return 0;
     }
-    worker->has_woken |= ph_producer_answer(&ring->producer, &request, error != 0 ? PH_STRICT_REFUSED : PH_STRICT_OK,
-                                            error != 0 ? (uint64_t)error : id);
+    worker->has_woken |= ph_producer_answer(&ring->producer, &request, answer.status, answer.value);
     if (worker->config.strict_spin_us > 0) {
         worker->spin_until_ns = worker->mint.monotonic_ns + worker->config.strict_spin_us * NS_PER_US;
         set_hot(worker, ring, 1);

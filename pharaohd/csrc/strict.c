@@ -56,7 +56,7 @@ static int defer(struct ph_worker *worker, struct ph_connection *connection, uin
 static enum ph_outcome issue(struct ph_call *call, uint64_t after, int64_t noted_ns) {
     struct ph_worker *worker = call->worker;
     struct ph_strict strict;
-    int error = ph_strict_begin(&worker->mint, &strict, after, noted_ns);
+    int error = ph_strict_begin(&worker->mint, &strict, worker->mint.issuer.coordinator, after, noted_ns);
     if (error == 0 && must_wait_for_time(worker, &strict)) {
         error = defer(worker, call->connection, call->request->message_id, &strict) ? 0 : PH_ERR_UNAVAILABLE;
         return error == 0 ? PH_DONE : ph_call_fail(call, error, "out of memory");
@@ -112,8 +112,9 @@ enum ph_outcome ph_strict_call(struct ph_call *call, uint32_t owner, uint64_t af
 void ph_strict_stand_in(struct ph_worker *worker, struct ph_connection *connection, uint32_t message_id,
                         const struct ph_fallback *fallback) {
     struct ph_strict strict;
+    uint32_t own = worker->mint.issuer.coordinator;
     int error = worker->stopping ? PH_ERR_SHUTTING_DOWN
-                                 : ph_strict_begin(&worker->mint, &strict, fallback->after, fallback->noted_ns);
+                                 : ph_strict_begin(&worker->mint, &strict, own, fallback->after, fallback->noted_ns);
     if (error == 0 && defer(worker, connection, message_id, &strict)) {
         return;
     }

@@ -44,7 +44,7 @@ int ph_syncer_sync(struct ph_syncer *syncer, uint64_t ceiling, const struct ph_c
     }
     ph_store_relaxed(&syncer->sync_count, ph_load_relaxed(&syncer->sync_count) + 1);
     ph_store_release(&syncer->durable_counters_id, syncer->obelisk->counters_id);
-    ph_store_release(&syncer->durable_ceiling, ceiling); /* each pairs with the function that returns it */
+    ph_store_release(syncer->durable_ceiling, ceiling); /* each pairs with the function that returns it */
     uint64_t one = 1;
     ssize_t written = write(syncer->event_fd, &one, sizeof one);
     (void)written;
@@ -61,17 +61,18 @@ static void *sync_thread(void *argument) {
     return NULL;
 }
 
-void ph_syncer_init(struct ph_syncer *syncer, struct ph_obelisk *obelisk, int event_fd) {
+void ph_syncer_init(struct ph_syncer *syncer, struct ph_obelisk *obelisk, struct ph_position *position, int event_fd) {
     *syncer = (struct ph_syncer){.obelisk = obelisk, .event_fd = event_fd, .on_failure = ph_end_process};
-    syncer->durable_ceiling = obelisk->newest.ceiling;
+    syncer->durable_ceiling = &position->durable_ceiling;
+    ph_store_release(syncer->durable_ceiling, obelisk->newest.ceiling);
     syncer->counters_id = syncer->durable_counters_id = obelisk->counters_id;
     syncer->counters_batch = obelisk->counters_batch;
     pthread_mutex_init(&syncer->mutex, NULL);
     pthread_cond_init(&syncer->wanted, NULL);
 }
 
-int ph_syncer_start(struct ph_syncer *syncer, struct ph_obelisk *obelisk, int event_fd) {
-    ph_syncer_init(syncer, obelisk, event_fd);
+int ph_syncer_start(struct ph_syncer *syncer, struct ph_obelisk *obelisk, struct ph_position *position, int event_fd) {
+    ph_syncer_init(syncer, obelisk, position, event_fd);
     pthread_attr_t attributes;
     pthread_attr_init(&attributes);
     pthread_attr_setstacksize(&attributes, 64 * 1024);
@@ -96,7 +97,7 @@ void ph_syncer_note_counters(struct ph_syncer *syncer, uint64_t counters_id, uin
     pthread_mutex_unlock(&syncer->mutex);
 }
 
-uint64_t ph_syncer_durable(const struct ph_syncer *syncer) { return ph_load_acquire(&syncer->durable_ceiling); }
+uint64_t ph_syncer_durable(const struct ph_syncer *syncer) { return ph_load_acquire(syncer->durable_ceiling); }
 
 uint64_t ph_syncer_durable_counters_id(const struct ph_syncer *syncer) {
     return ph_load_acquire(&syncer->durable_counters_id);

@@ -2,8 +2,8 @@
  * The sync thread: the only one that touches the Obelisk while a worker serves, so that a hanging disk hangs it alone.
  *
  * Invariants
- * - `durable_ceiling` is published (release) only after the fdatasync of its record has returned success; the serving
- *   loop issues only below the value that it loads (acquire).
+ * - `durable_ceiling`, in the page that all workers share, is published (release) only after the fdatasync of its record
+ *   has returned success; whoever issues does so only below the value that it loads (acquire).
  * - The first failure ends the process at once (`on_failure`, by default a line on stderr and _exit): nothing is issued
  *   on the strength of a sync that failed, and nothing is tried again on that handle.
  */
@@ -13,10 +13,11 @@
 #include <pthread.h>
 #include <stdint.h>
 
+#include "hosttime.h"
 #include "obelisk.h"
 
 struct ph_syncer {
-    uint64_t durable_ceiling;
+    uint64_t *durable_ceiling; /* of the coordinator's position */
     uint64_t durable_counters_id; /* the journal that the newest durable record names */
     uint64_t sync_count;
     uint64_t sync_ns_last;
@@ -39,11 +40,11 @@ struct ph_syncer {
 };
 
 /* All but the thread: whoever calls ph_syncer_sync() stands in its place. */
-void ph_syncer_init(struct ph_syncer *syncer, struct ph_obelisk *obelisk, int event_fd);
+void ph_syncer_init(struct ph_syncer *syncer, struct ph_obelisk *obelisk, struct ph_position *position, int event_fd);
 /* Makes one record durable, in the calling thread, and publishes its ceiling. 0, or -1 after on_failure was called. */
 int ph_syncer_sync(struct ph_syncer *syncer, uint64_t ceiling, const struct ph_clock_sample *sample);
 /* Starts the thread; the Obelisk is its from now until ph_syncer_stop(). Returns 0 or an errno. */
-int ph_syncer_start(struct ph_syncer *syncer, struct ph_obelisk *obelisk, int event_fd);
+int ph_syncer_start(struct ph_syncer *syncer, struct ph_obelisk *obelisk, struct ph_position *position, int event_fd);
 /* Asks for a durable ceiling and returns at once. Asking again before it is reached replaces what is asked for. */
 void ph_syncer_request(struct ph_syncer *syncer, uint64_t ceiling, const struct ph_clock_sample *sample);
 /* Which journal, and which durable batch of it, the records from the next request on shall name. */

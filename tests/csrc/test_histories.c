@@ -365,7 +365,7 @@ static void spawn(uint32_t c, int fails_at) {
         ph_obelisk_close(&worker->obelisk);
         return;
     }
-    ph_syncer_init(&worker->syncer, &worker->obelisk, -1);
+    ph_syncer_init(&worker->syncer, &worker->obelisk, &w->page->positions[c], -1);
     worker->syncer.on_failure = on_failure;
     worker->runs = 1;
     w->files[c].tampered = w->files[c].needs_repair = 0;
@@ -426,6 +426,11 @@ static void tend(uint32_t c) {
 
 /* --- strict requests */
 
+static void begin_own(struct request *request, const struct worker *worker) {
+    ph_strict_begin(&worker->mint, &request->strict, (uint32_t)request->by, 0,
+                    request->stands_in ? worker->mint.host_ns : 0);
+}
+
 static void arrive(int key) {
     int slot = -1;
     for (int i = 0; i < REQUESTS_MAX; i++) {
@@ -441,7 +446,12 @@ static void arrive(int key) {
         (struct request){.used = 1, .key = key, .by = (int)by, .stands_in = by != owner, .base = w->answered[key]};
     struct worker *worker = &w->workers[by];
     read_time(worker); /* after it was taken */
-    ph_strict_begin(&worker->mint, &request->strict, 0, request->stands_in ? worker->mint.host_ns : 0);
+    if (request->stands_in && chance(60)) { /* from the owner's position, whether it runs or not */
+        request->stands_in = 0;
+        ph_strict_begin(&worker->mint, &request->strict, owner, 0, 0);
+    } else {
+        begin_own(request, worker);
+    }
     worker->busy = slot + 1; /* it may pause here, between reading host time and picking */
     if (chance(70)) {
         worker->busy = 0;
@@ -449,8 +459,8 @@ static void arrive(int key) {
 }
 
 static void answer(struct request *request) {
-    uint64_t id = ph_id_of_tick(&layout, (uint32_t)request->by, request->strict.tick);
-    leave((uint32_t)request->by, request->strict.tick, 1);
+    uint64_t id = ph_id_of_tick(&layout, request->strict.coordinator, request->strict.tick);
+    leave(request->strict.coordinator, request->strict.tick, 1);
     if (id <= request->base) {
         broke("M: a strict id is not above one that had been answered before");
     }
@@ -478,6 +488,10 @@ static void progress(int slot) {
     int ready = ph_strict_pursue(&worker->mint, &request->strict, &due_ns);
     ph_mint_renew(&worker->mint);
     note_asked(worker, &before);
+    if (!ready && request->strict.coordinator != (uint32_t)request->by) { /* the client asks again, by socket */
+        request->stands_in = 1;
+        begin_own(request, worker);
+    }
     if (ready) {
         request->picked = 1;
         if (chance(60)) {
@@ -1022,7 +1036,7 @@ static void end_of_faults(void) {
                     stderr,
                     "c%u runs %d issued %d pos ms %lld durable ms %lld now ms %lld host-wall %lld q jump %lld pending %d host_runs %d lost %d rep %d parts %d\n",
                     c, x->runs, issued[c], (long long)ph_ms_of_tick(&layout, w->page->positions[c].next_tick),
-                    (long long)ph_ms_of_tick(&layout, x->syncer.durable_ceiling), (long long)x->mint.now_ms,
+                    (long long)ph_ms_of_tick(&layout, ph_syncer_durable(&x->syncer)), (long long)x->mint.now_ms,
                     (long long)((x->mint.host_ns - wall_ns()) / QUANTUM), (long long)x->mint.clock.jump_ns,
                     x->syncer.pending, w->host_runs, w->files[c].lost, w->files[c].needs_repair,
                     w->page->positions[c].start_id == w->page->start_id);

@@ -6,6 +6,8 @@
  * - A run never crosses a millisecond, and never is longer than asked for.
  * - What can be had is given: count 0 only when there is no tick at all between floor and end.
  */
+#include <pthread.h>
+
 #include "check.h"
 #include "issuer.h"
 #include "random.h"
@@ -113,7 +115,7 @@ static void test_end_of_the_layout(void) {
 
 /* The least of this coordinator's ids that is greater than `after`. */
 static void check_floor(struct ph_issuer *issuer, uint64_t after) {
-    uint64_t floor = ph_issuer_floor_after(issuer, after);
+    uint64_t floor = ph_floor_after(&issuer->layout, issuer->coordinator, after);
     uint64_t ms = ph_ms_of_tick(&issuer->layout, floor);
     if (ms >> issuer->layout.ms_bits != 0) { /* beyond the layout: refused, for nothing greater exists */
         CHECK_EQ_U64(ph_ms_of_tick(&issuer->layout, ph_tick_of_id(&issuer->layout, after)), ms - 1);
@@ -146,6 +148,44 @@ static void test_floor_after(void) {
     }
 }
 
+/* An owner and its siblings at one position, while it is closed and opened: no tick is two threads', none is lost. */
+enum { TAKERS = 3, TAKES = 20000 };
+
+static struct ph_issuer shared;
+static uint8_t taken[TAKERS * TAKES];
+static uint64_t gates; /* how often it was closed */
+
+static void *take_many(void *argument) {
+    for (int i = 0; i < TAKES;) {
+        struct ph_run run = ph_issuer_take(&shared, 0, UINT64_MAX, TAKERS * TAKES, 1);
+        for (uint64_t tick = run.first_tick; tick < run.first_tick + run.count; tick++, i++) {
+            CHECK(!__atomic_exchange_n(&taken[tick], 1, __ATOMIC_RELAXED));
+        }
+        if (argument != NULL && i % 100 == 0 && run.count > 0) {
+            uint64_t last = ph_issuer_close(&shared);
+            for (int looks = 0; looks < 50; looks++) {
+                CHECK_EQ_U64(ph_load_seq_cst(shared.next_tick), last | PH_POSITION_CLOSED);
+            }
+            ph_issuer_open(&shared);
+            gates++;
+        }
+    }
+    return NULL;
+}
+
+static void test_many_takers_share_one_position(void) {
+    pthread_t threads[TAKERS];
+    shared = new_issuer(&layouts[0], 0);
+    for (size_t i = 0; i < TAKERS; i++) {
+        CHECK(pthread_create(&threads[i], NULL, take_many, i == 0 ? &gates : NULL) == 0);
+    }
+    for (size_t i = 0; i < TAKERS; i++) {
+        pthread_join(threads[i], NULL);
+    }
+    CHECK_EQ_U64(ph_issuer_next(&shared), TAKERS * TAKES);
+    CHECK(gates > 0);
+}
+
 static void test_id_and_tick_are_in_the_same_order(void) {
     struct random random = random_start();
     for (uint64_t round = 0; round < random_rounds(20000); round++) {
@@ -166,6 +206,7 @@ int main(void) {
     RUN(test_ceiling_stops_it_in_the_middle_of_a_millisecond);
     RUN(test_end_of_the_layout);
     RUN(test_floor_after);
+    RUN(test_many_takers_share_one_position);
     RUN(test_id_and_tick_are_in_the_same_order);
     return check_report();
 }

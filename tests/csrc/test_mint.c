@@ -42,7 +42,8 @@ static void set_up(void) {
     pthread_cond_init(&syncer.wanted, NULL);
     mint.syncer = &syncer;
     ph_mint_read(&mint);
-    mint.requested_ceiling = syncer.durable_ceiling = tick(START_MS + 250);
+    syncer.durable_ceiling = &page.positions[2].durable_ceiling;
+    mint.requested_ceiling = *syncer.durable_ceiling = tick(START_MS + 250);
 }
 
 static void read_at_this_moment(void) {
@@ -60,7 +61,7 @@ static void pass_us(int64_t us) {
 static void sync_now(uint64_t took_ms) {
     if (syncer.pending) {
         syncer.pending = 0;
-        syncer.durable_ceiling = syncer.ceiling;
+        *syncer.durable_ceiling = syncer.ceiling;
         syncer.sync_ns_last = took_ms * MS;
         asked++;
     }
@@ -133,14 +134,14 @@ static void test_a_disk_that_hangs_now_and_then(void) {
             pass_us(1000);
             CHECK_EQ_U64(take(1), 1);
         }
-        CHECK(syncer.durable_ceiling >= tick(mint.now_ms + reach_ms / 2 - 1));
+        CHECK(*syncer.durable_ceiling >= tick(mint.now_ms + reach_ms / 2 - 1));
     }
     for (int i = 0; i < 400; i++) {
         pass_us(200 * 1000);
         take(1);
         sync_now(1);
     }
-    syncer.durable_ceiling = 0;
+    *syncer.durable_ceiling = 0;
     mint.requested_ceiling = 0;
     take(1);
     CHECK_EQ_U64(syncer.ceiling, tick(mint.now_ms + 250)); /* in the end they are forgotten */
@@ -234,7 +235,7 @@ static void test_an_owner_answers_at_once(void) {
     int64_t due_ns;
     set_up();
     pass_us(500);
-    CHECK_EQ_U64(ph_strict_begin(&mint, &strict, 0, 0), 0);
+    CHECK_EQ_U64(ph_strict_begin(&mint, &strict, 2, 0, 0), 0);
     CHECK(ph_strict_pursue(&mint, &strict, &due_ns));
     CHECK_EQ_U64(strict.tick, tick(START_MS));
     CHECK_EQ_U64(ph_issuer_next(&mint.issuer), tick(START_MS) + 1);
@@ -245,7 +246,7 @@ static void test_after_waits_for_host_time_and_moves_nothing(void) {
     int64_t due_ns;
     set_up();
     uint64_t later_id = ph_id_of_tick(&layout, 3, tick(START_MS + 20) + 9); /* of a higher coordinator */
-    CHECK_EQ_U64(ph_strict_begin(&mint, &strict, later_id, 0), 0);
+    CHECK_EQ_U64(ph_strict_begin(&mint, &strict, 2, later_id, 0), 0);
     for (int i = 0; i < 21; i++) {
         CHECK(!ph_strict_pursue(&mint, &strict, &due_ns));
         CHECK_EQ_U64(due_ns, AT(START_MS + 21));
@@ -254,17 +255,17 @@ static void test_after_waits_for_host_time_and_moves_nothing(void) {
     }
     CHECK(ph_strict_pursue(&mint, &strict, &due_ns));
     CHECK(ph_id_of_tick(&layout, 2, strict.tick) > later_id);
-    CHECK_EQ_U64(ph_strict_begin(&mint, &strict, ph_id_of_tick(&layout, 1, tick(START_MS + 21) + 9), 0), 0);
+    CHECK_EQ_U64(ph_strict_begin(&mint, &strict, 2, ph_id_of_tick(&layout, 1, tick(START_MS + 21) + 9), 0), 0);
     CHECK(ph_strict_pursue(&mint, &strict, &due_ns)); /* of a lower one: at once in the same millisecond */
 }
 
 static void test_after_beyond_the_bound_is_refused_at_once(void) {
     struct ph_strict strict;
     set_up();
-    CHECK_EQ_U64(ph_strict_begin(&mint, &strict, ph_id_of_tick(&layout, 1, tick(START_MS + 1000)), 0), 0);
-    CHECK_EQ_U64(ph_strict_begin(&mint, &strict, ph_id_of_tick(&layout, 1, tick(START_MS + 1001)), 0),
+    CHECK_EQ_U64(ph_strict_begin(&mint, &strict, 2, ph_id_of_tick(&layout, 1, tick(START_MS + 1000)), 0), 0);
+    CHECK_EQ_U64(ph_strict_begin(&mint, &strict, 2, ph_id_of_tick(&layout, 1, tick(START_MS + 1001)), 0),
                  PH_ERR_AFTER_TOO_FAR);
-    CHECK_EQ_U64(ph_strict_begin(&mint, &strict, UINT64_MAX, 0), PH_ERR_AFTER_TOO_FAR);
+    CHECK_EQ_U64(ph_strict_begin(&mint, &strict, 2, UINT64_MAX, 0), PH_ERR_AFTER_TOO_FAR);
 }
 
 static void test_a_stand_in_waits_before_and_after(void) {
@@ -272,7 +273,7 @@ static void test_a_stand_in_waits_before_and_after(void) {
     int64_t due_ns;
     set_up();
     pass_us(300);
-    CHECK_EQ_U64(ph_strict_begin(&mint, &strict, 0, mint.host_ns), 0);
+    CHECK_EQ_U64(ph_strict_begin(&mint, &strict, 2, 0, mint.host_ns), 0);
     CHECK(!ph_strict_pursue(&mint, &strict, &due_ns));
     CHECK_EQ_U64(due_ns, AT(START_MS + 1) + 300000);
     CHECK_EQ_U64(strict.tick, 0);
@@ -289,6 +290,78 @@ static void test_a_stand_in_waits_before_and_after(void) {
     CHECK_EQ_U64(strict.tick, tick(START_MS + 1));
 }
 
+/* --- a sibling's ids */
+
+#define SIBLING 5
+
+static void lend(uint64_t next_tick, uint64_t durable_ceiling) {
+    set_up();
+    page.start_id = 77;
+    page.positions[SIBLING] =
+        (struct ph_position){.next_tick = next_tick, .durable_ceiling = durable_ceiling, .start_id = 77};
+}
+
+/* Asks once; returns the tick, or 0. */
+static uint64_t ask_for_sibling(uint64_t after) {
+    struct ph_strict strict;
+    int64_t due_ns;
+    uint64_t own = ph_issuer_next(&mint.issuer);
+    CHECK_EQ_U64(ph_strict_begin(&mint, &strict, SIBLING, after, 0), 0);
+    int ready = ph_strict_pursue(&mint, &strict, &due_ns);
+    CHECK_EQ_U64(ph_issuer_next(&mint.issuer), own);
+    CHECK_EQ_U64(page.positions[2].durable_ceiling, tick(START_MS + 250));
+    return ready ? strict.tick : 0;
+}
+
+static void test_a_sibling_s_tick_comes_from_its_position(void) {
+    struct ph_position *position = &page.positions[SIBLING];
+    lend(tick(START_MS - 9), tick(START_MS) + 3);
+    CHECK_EQ_U64(ask_for_sibling(0), tick(START_MS));
+    CHECK_EQ_U64(ask_for_sibling(0), tick(START_MS) + 1);
+    CHECK_EQ_U64(position->next_tick, tick(START_MS) + 2);
+    CHECK_EQ_U64(ask_for_sibling(0), tick(START_MS) + 2);
+    CHECK_EQ_U64(ask_for_sibling(0), 0); /* its ceiling is no higher */
+    position->durable_ceiling = tick(START_MS + 1) + 10;
+    CHECK_EQ_U64(ask_for_sibling(ph_id_of_tick(&layout, SIBLING, tick(START_MS) + 6)), tick(START_MS) + 7);
+    CHECK_EQ_U64(ask_for_sibling(ph_id_of_tick(&layout, SIBLING + 1, tick(START_MS))), 0); /* it would have to wait */
+    pass_us(1000);
+    CHECK_EQ_U64(ask_for_sibling(0), tick(START_MS + 1));
+    position->next_tick = tick(START_MS + 2);
+    CHECK_EQ_U64(ask_for_sibling(0), 0); /* not ahead of host time */
+}
+
+static void test_nothing_is_lent_by_one_that_closed_or_is_no_part_of_this_start(void) {
+    struct ph_issuer issuer = {layout, SIBLING, &page.positions[SIBLING].next_tick};
+    lend(tick(START_MS), tick(START_MS + 9));
+    CHECK_EQ_U64(ph_issuer_close(&issuer), tick(START_MS));
+    CHECK_EQ_U64(ask_for_sibling(0), 0);
+    CHECK_EQ_U64(ph_position_next(&page.positions[SIBLING]), tick(START_MS));
+    ph_issuer_open(&issuer);
+    CHECK_EQ_U64(ask_for_sibling(0), tick(START_MS));
+    page.positions[SIBLING].start_id = 76;
+    CHECK_EQ_U64(ask_for_sibling(0), 0);
+}
+
+/* The owner sees that its position moves, keeps a ceiling in reserve, and stops when nobody asks any more. */
+static void test_a_reserve_for_siblings(void) {
+    set_up();
+    for (int second = 0; second < 5; second++) {
+        page.positions[2].next_tick = tick(mint.now_ms) + 1; /* a sibling issued */
+        ph_mint_tend(&mint);
+        sync_now(1);
+        CHECK(*syncer.durable_ceiling >= tick(mint.now_ms + 1250));
+        pass_us(1000000);
+    }
+    ph_mint_tend(&mint); /* in the second that ends nobody asked */
+    asked = 0;
+    for (int second = 0; second < 5; second++) {
+        ph_mint_tend(&mint);
+        sync_now(1);
+        pass_us(1000000);
+    }
+    CHECK_EQ_U64(asked, 0);
+}
+
 static void test_time_beyond_the_layout(void) {
     struct ph_strict strict;
     set_up();
@@ -296,7 +369,7 @@ static void test_time_beyond_the_layout(void) {
     ph_host_clock_accept(&page);
     pass_us(0);
     CHECK(ph_mint_exhausted(&mint));
-    CHECK_EQ_U64(ph_strict_begin(&mint, &strict, 0, 0), PH_ERR_TIME_EXHAUSTED);
+    CHECK_EQ_U64(ph_strict_begin(&mint, &strict, 2, 0, 0), PH_ERR_TIME_EXHAUSTED);
     CHECK_EQ_U64(take(1), 0);
 }
 
@@ -313,6 +386,9 @@ int main(void) {
     RUN(test_after_waits_for_host_time_and_moves_nothing);
     RUN(test_after_beyond_the_bound_is_refused_at_once);
     RUN(test_a_stand_in_waits_before_and_after);
+    RUN(test_a_sibling_s_tick_comes_from_its_position);
+    RUN(test_nothing_is_lent_by_one_that_closed_or_is_no_part_of_this_start);
+    RUN(test_a_reserve_for_siblings);
     RUN(test_time_beyond_the_layout);
     return check_report();
 }

@@ -264,9 +264,10 @@ static void test_requests(void) {
     CHECK(!ph_producer_request(&rig.producer, &request));
     rig.client->request_after = 77;
     rig.client->request_flags = PH_STRICT_KEYLESS;
+    rig.client->request_coordinator = 9;
     rig.client->request_number = 1;
     CHECK(ph_producer_request(&rig.producer, &request));
-    CHECK(request.number == 1 && request.after == 77 && request.flags == PH_STRICT_KEYLESS);
+    CHECK(request.number == 1 && request.after == 77 && request.flags == PH_STRICT_KEYLESS && request.coordinator == 9);
     CHECK(ph_producer_request(&rig.producer, &request));
     ph_producer_answer(&rig.producer, &request, PH_STRICT_REFUSED, 4005);
     CHECK_EQ_U64(rig.producer.grants->answer_number, 1);

@@ -108,7 +108,7 @@ static int answer(struct stress *stress) {
     if (!ph_producer_request(&stress->rig.producer, &request)) {
         return 0;
     }
-    uint64_t floor = ph_issuer_floor_after(&stress->rig.issuer, request.after);
+    uint64_t floor = ph_floor_after(&stress->rig.issuer.layout, stress->rig.issuer.coordinator, request.after);
     struct ph_run run = ph_issuer_take(&stress->rig.issuer, request.after != 0 ? floor : 0, EVER, EVER, 1);
     CHECK_EQ_U64(run.count, 1);
     stress->strict_granted++;
@@ -175,7 +175,7 @@ static int take_some(struct taker *taker, uint64_t last[KINDS]) {
     if (taker->stress->with_strict && taker->number < 2 && !ph_load_relaxed(&taker->stress->stop) &&
         random_chance(&taker->random, 4)) {
         uint64_t after = random_chance(&taker->random, 2) ? last[PREFETCHED] : 0;
-        ids[0] = ph_ring_strict_locked(ring, after, 0, WAIT_NS);
+        ids[0] = ph_ring_strict_locked(ring, 0, after, WAIT_NS);
         CHECK(ids[0] > after);
         keep(taker, ids[0], &last[STRICT]);
         return 1;
@@ -407,8 +407,8 @@ static void test_revoked_ring_still_gives_what_it_holds(void) {
 
 struct sleeper {
     struct ph_ring *ring;
-    uint64_t after, flags;
-    uint64_t result;
+    uint64_t after, result;
+    uint32_t coordinator;
     pthread_t thread;
 };
 
@@ -420,7 +420,7 @@ static void *sleep_for_grant(void *argument) {
 
 static void *ask_strictly(void *argument) {
     struct sleeper *sleeper = argument;
-    sleeper->result = ph_ring_strict_locked(sleeper->ring, sleeper->after, sleeper->flags, WAIT_NS);
+    sleeper->result = ph_ring_strict_locked(sleeper->ring, sleeper->coordinator, sleeper->after, WAIT_NS);
     return NULL;
 }
 
@@ -458,7 +458,8 @@ static void test_sleeper_is_woken(void) {
 
 static void check_strict(struct rig *rig, enum ph_strict_status status, uint64_t value, uint64_t after,
                          uint64_t expected, enum ph_ring_status strict, enum ph_ring_status ring) {
-    struct sleeper sleeper = {.ring = rig->ring, .after = after, .flags = PH_STRICT_KEYLESS};
+    uint32_t coordinator = value % 2 ? 17 : PH_RING_KEYLESS;
+    struct sleeper sleeper = {.ring = rig->ring, .after = after, .coordinator = coordinator};
     struct ph_strict_request request;
     uint64_t number = ph_load_relaxed(&rig->client->request_number) + 1;
     REQUIRE(pthread_create(&sleeper.thread, NULL, ask_strictly, &sleeper) == 0);
@@ -466,7 +467,8 @@ static void check_strict(struct rig *rig, enum ph_strict_status status, uint64_t
     usleep(10000);
     CHECK_EQ_U64(doorbell_rings(rig), 1);
     REQUIRE(ph_producer_request(&rig->producer, &request));
-    CHECK(request.number == number && request.after == after && request.flags == PH_STRICT_KEYLESS);
+    CHECK(request.number == number && request.after == after && request.coordinator == coordinator);
+    CHECK_EQ_U64(request.flags, coordinator == PH_RING_KEYLESS ? PH_STRICT_KEYLESS : 0);
     ph_producer_answer(&rig->producer, &request, status, value);
     pthread_join(sleeper.thread, NULL);
     CHECK_EQ_U64(sleeper.result, expected);
@@ -483,7 +485,7 @@ static void test_strict_answers(void) {
     struct rig rig;
     rig_open(&rig, 0, LONG_NS, 0);
     check_strict(&rig, PH_STRICT_OK, 1000, 999, 1000, PH_RING_READY, PH_RING_EMPTY);
-    check_strict(&rig, PH_STRICT_MOVED, 17, 0, 0, PH_RING_MOVED, PH_RING_EMPTY);
+    check_strict(&rig, PH_STRICT_ELSEWHERE, 0, 0, 0, PH_RING_ELSEWHERE, PH_RING_EMPTY);
     check_strict(&rig, PH_STRICT_REFUSED, 4005, 0, 0, PH_RING_REFUSED, PH_RING_EMPTY);
     check_strict(&rig, PH_STRICT_OK, 2000, 2000, 0, PH_RING_READY, PH_RING_DAMAGED);
     rig_close(&rig);
@@ -495,7 +497,7 @@ static void test_a_strict_id_leaves_the_floor(void) {
     rig_open(&rig, 0, LONG_NS, 0);
     REQUIRE(refill(&rig, 10) == 10);
     CHECK_EQ_U64(ph_ring_next(rig.ring), id_of(START_TICK));
-    struct sleeper sleeper = {.ring = rig.ring, .after = 0, .flags = 0};
+    struct sleeper sleeper = {.ring = rig.ring, .after = 0};
     struct ph_strict_request request;
     REQUIRE(pthread_create(&sleeper.thread, NULL, ask_strictly, &sleeper) == 0);
     await_word(&rig.client->request_waiting, 1, "a client that waits for its answer");
@@ -589,7 +591,7 @@ static void test_slot_is_copied_before_the_cursor_moves(void) {
 
 static void test_published_last(void) {
     struct rig rig;
-    struct ph_strict_request request = {1, 0, 0};
+    struct ph_strict_request request = {.number = 1};
     rig_open(&rig, 0, LONG_NS, 0);
     const struct ph_grants_segment *grants = rig.producer.grants;
     trap_first_store(rig.producer.grants, NULL);

@@ -59,6 +59,8 @@ static void note_failure(const struct ph_fault *fault) {
     sem_post(&failed);
 }
 
+static struct ph_position position;
+
 struct rig {
     struct ph_obelisk obelisk;
     struct ph_syncer syncer;
@@ -76,7 +78,7 @@ static void set_up(struct rig *rig) {
     REQUIRE(ph_obelisk_open(&rig->obelisk, path, PH_OBELISK_OWN, &fault) == 0);
     rig->obelisk.io = (struct ph_obelisk_io){disk_write, disk_sync};
     rig->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    REQUIRE(ph_syncer_start(&rig->syncer, &rig->obelisk, rig->event_fd) == 0);
+    REQUIRE(ph_syncer_start(&rig->syncer, &rig->obelisk, &position, rig->event_fd) == 0);
     rig->syncer.on_failure = note_failure; /* before the first request, whose mutex publishes it */
 }
 
@@ -209,7 +211,7 @@ static void test_a_failure_ends_the_process(void) {
         REQUIRE(ph_obelisk_create(path, &identity, &first_record, &(struct ph_fault){0}) == 0);
         REQUIRE(ph_obelisk_open(&rig.obelisk, path, PH_OBELISK_OWN, &(struct ph_fault){0}) == 0);
         rig.obelisk.io = (struct ph_obelisk_io){disk_write, disk_sync};
-        REQUIRE(ph_syncer_start(&rig.syncer, &rig.obelisk, eventfd(0, EFD_CLOEXEC)) == 0);
+        REQUIRE(ph_syncer_start(&rig.syncer, &rig.obelisk, &position, eventfd(0, EFD_CLOEXEC)) == 0);
         ph_store_relaxed(&sync_fails, 1);
         ph_syncer_request(&rig.syncer, 200, &sample);
         sleep(10);

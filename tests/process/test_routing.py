@@ -195,6 +195,9 @@ def test_who_is_asked_stands_in_for_the_lost(directory: Path) -> None:
                     for request in (("assign_offset", KEY_OF[1][0]), ("join_group", KEY_OF[1][0], "member")):
                         with pytest.raises(UnavailableError):
                             wire.ask(*request)
+            ids.append(client.create_session(KEY_OF[1][0]))
+            while parse(ids[-1]).coordinator == 1:  # by ring, while the last ceiling of the lost one reaches
+                ids.append(client.create_session(KEY_OF[1][0]))
             ids += [client.create_session(KEY_OF[1][0]), client.next_event_id(KEY_OF[1][1])]
             assert {parse(id).coordinator for id in ids[-2:]} <= set(live)
     assert ids == sorted(set(ids))
@@ -267,25 +270,32 @@ def test_a_stopped_worker_is_stood_in_for(patient: Daemon) -> None:
     assert not set(ids) & set(served)
 
 
-def test_a_client_waits_for_a_silent_ring_once(patient: Daemon) -> None:
-    """F33: it lets the ring of a coordinator go that another one serves for, and takes one again when that is back."""
+def test_a_stopped_worker_s_ids_come_by_a_sibling_s_ring(patient: Daemon) -> None:
+    """F12, F31, F33: while its ceiling reaches, nobody notices; then there is a stand-in; then its own ids again."""
     key = KEY_OF[1][0]
     with libpharaoh.connect(patient.own_socket(0)) as client:
-        ids = [client.begin_transaction(key)]
-        assert client._session.strict_ring_at_hand(key.encode()) is not None
+        ids = [client.begin_transaction(key) for _ in range(100)]
+        assert client.hello.coordinator == 0
         with standing_still(patient, 1):
-            while parse(ids[-1]).coordinator == 1:  # one that was under way may still be answered
+            ceiling = patient.worker(1).ceiling
+            while parse(ids[-1]).coordinator == 1:
                 ids.append(client.begin_transaction(key))
-            assert client._session.strict_ring_at_hand(key.encode()) is None
-            ids.append(client.begin_transaction(key))
-        wait_until(lambda: ringed_again(client, key, ids), "its ring serves again")
+            lent = [id for id in ids if parse(id).coordinator == 1]
+            assert len(lent) > 1000
+            assert tick_of(lent[-1]) < ceiling
+            ids += [client.begin_transaction(key) for _ in range(20)]
+            assert {parse(id).coordinator for id in ids[len(lent) :]} == {0}
+        wait_until(lambda: owned_again(client, key, ids), "its own ids again")
     assert ids == sorted(set(ids))
-    assert parse(ids[-1]).coordinator == 1
 
 
-def ringed_again(client: libpharaoh.Client, key: str, ids: list[int]) -> bool:
+def tick_of(id: int) -> int:
+    return parse(id).milliseconds << libpharaoh.Layout().sequence_bits | parse(id).sequence
+
+
+def owned_again(client: libpharaoh.Client, key: str, ids: list[int]) -> bool:
     ids.append(client.begin_transaction(key))
-    return client._session.strict_ring_at_hand(key.encode()) is not None
+    return parse(ids[-1]).coordinator == 1
 
 
 def serves_again(wire: Wire, key: str, coordinator: int, ids: list[int]) -> bool:

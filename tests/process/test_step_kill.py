@@ -31,7 +31,7 @@ SHORT_STRIDE = 25
 STEPS_MAX = 100_000
 NEXT_IDS = 5000
 ANSWERED_IN_A_ROW = 3
-KEY = keys_of(1)[0]
+KEY = keys_of(2)[0]
 GRANTED_AT_FIRST = 16
 GRANTED_MAX = 8192 * 4
 """A ring is given at most four full milliseconds at a time (producer.c)."""
@@ -48,13 +48,14 @@ class SocketClient:
     """One request, and what came of it."""
 
     after_the_answer = 0
+    position_of = 0
 
-    def __init__(self, daemon: Daemon, method: str, params: list[object], in_flight: int) -> None:
+    def __init__(self, daemon: Daemon, method: str, params: list[object], in_flight: int, of: int = 0) -> None:
         self.in_flight = in_flight
         self._request = encode_request(1, method, params)
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.settimeout(WATCHDOG_S)
-        self._socket.connect(daemon.own_socket(0))
+        self._socket.connect(daemon.own_socket(of))
         self._socket.sendall(encode_request(0, "ping", []))
         assert self._socket.recv(4096)
 
@@ -88,6 +89,7 @@ class StrictRingClient:
 
     in_flight = 1 + GRANTED_AT_FIRST
     after_the_answer = GRANTED_AT_FIRST  # taken, and not yet in the ring
+    position_of = 0
 
     def __init__(self, daemon: Daemon) -> None:
         self._ring = RawRing(daemon.own_socket(0))
@@ -105,9 +107,31 @@ class StrictRingClient:
         self._ring.close()
 
 
+class SiblingRingClient:
+    """Its worker dies while it issues for coordinator 1, which lives on."""
+
+    in_flight = 1
+    after_the_answer = 0
+    position_of = 1
+
+    def __init__(self, daemon: Daemon) -> None:
+        self._ring = RawRing(daemon.own_socket(0))
+
+    def send(self) -> None:
+        self._ring.post(self.position_of)
+
+    def received(self) -> list[range]:
+        id = self._ring.answer()
+        return [] if id is None else [range(id, id + 1)]
+
+    def close(self) -> None:
+        self._ring.close()
+
+
 class GrantsRingClient:
     in_flight = GRANTED_MAX
     after_the_answer = 0
+    position_of = 0
 
     def __init__(self, daemon: Daemon) -> None:
         self._ring = RawRing(daemon.own_socket(0))
@@ -126,9 +150,10 @@ class GrantsRingClient:
         self._ring.close()
 
 
-Client = SocketClient | StrictRingClient | GrantsRingClient
+Client = SocketClient | StrictRingClient | SiblingRingClient | GrantsRingClient
 CLIENTS: dict[str, Callable[[Daemon], Client]] = {
     "strict by ring": StrictRingClient,
+    "a sibling's by ring": SiblingRingClient,
     "strict by socket": lambda daemon: SocketClient(daemon, "get_timestamp", [KEY], 1),
     "grants": GrantsRingClient,
     "next_ids": lambda daemon: SocketClient(daemon, "next_ids", [NEXT_IDS], NEXT_IDS),
@@ -158,7 +183,7 @@ def die_after(program: Path, daemon: Daemon, client: Client, steps: int) -> tupl
     """What the client received of the worker that died; the position before its request and after its death."""
     restarts = daemon.worker(0).restart_count
     with stepper(program, daemon.worker_pids()[0]) as process:
-        before = positions(daemon)[0]
+        before = positions(daemon)[client.position_of]
         client.send()
         assert process.stdin is not None
         assert process.stdout is not None
@@ -167,7 +192,7 @@ def die_after(program: Path, daemon: Daemon, client: Client, steps: int) -> tupl
         assert process.stdout.readline() == "killed\n"
     wait_until(lambda: daemon.worker(0).restart_count > restarts, "a successor")
     daemon.wait_live()
-    return client.received(), before, positions(daemon)[0]
+    return client.received(), before, positions(daemon)[client.position_of]
 
 
 def check_missing(runs: list[range], before: int, after: int, in_flight: int, after_the_answer: int) -> None:
@@ -201,13 +226,14 @@ class Deaths:
     def die(self, steps: int) -> bool:
         """Returns whether the request had been answered."""
         client = CLIENTS[self.kind](self.daemon)
+        self.received += draw(self.daemon, client.position_of)  # so that its ceiling reaches
         try:
             runs, before, after = die_after(self.program, self.daemon, client, steps)
         finally:
             client.close()
         check_missing(runs, before, after, client.in_flight, client.after_the_answer)
         self.received += runs
-        self.received += draw(self.daemon)
+        self.received += draw(self.daemon, client.position_of)
         (self.answered if runs else self.unissued if after == before else self.lost).append(steps)
         return bool(runs)
 
@@ -223,7 +249,7 @@ def test_killed_between_issuing_and_replying(
     after its reply.
     """
     stride, short = max(1, round(STRIDE / effort)), max(1, round(SHORT_STRIDE / effort))
-    with Daemon(directory, coordinators=1, prefix=impatient(directory)) as daemon:
+    with Daemon(directory, coordinators=2, prefix=impatient(directory)) as daemon:
         deaths = Deaths(daemon, step_kill, kind)
         in_a_row = 0
         for steps in itertools.count(rng.randrange(stride), stride):
@@ -238,10 +264,10 @@ def test_killed_between_issuing_and_replying(
     print(f"{kind}: {count} deaths, {len(deaths.lost)} of them between issuing and replying: {sorted(deaths.lost)}")
 
 
-def draw(daemon: Daemon) -> list[range]:
-    """From the successor."""
-    client = SocketClient(daemon, "next_ids", [10], 10)
-    with_one = SocketClient(daemon, "get_timestamp", [KEY], 1)
+def draw(daemon: Daemon, coordinator: int) -> list[range]:
+    """From its worker of now."""
+    client = SocketClient(daemon, "next_ids", [10], 10, coordinator)
+    with_one = SocketClient(daemon, "get_timestamp", [keys_of(2)[coordinator]], 1, coordinator)
     try:
         return [*answers(client), *answers(with_one)]
     finally:

@@ -11,6 +11,7 @@ import struct
 import time
 from typing import Any
 
+from libpharaoh._ring import RING_VERSION
 from libpharaoh._socket import Connection
 from libpharaoh.scarab import Layout
 
@@ -18,6 +19,7 @@ PATIENCE_S = 30.0
 SEGMENT_BYTES = 8192
 HEAD, ANSWER, SLOTS = 128, 256, 384
 REQUEST = 128
+ELSEWHERE = 1
 SLOT = struct.Struct("<4Q")
 WORD = struct.Struct("<Q")
 
@@ -38,7 +40,7 @@ class RawRing:
         for descriptor in descriptors[:2]:
             os.close(descriptor)
         self.coordinator = self._word(self._grants, 16)
-        assert result["version"] == 1
+        assert result["version"] == RING_VERSION
 
     def _word(self, segment: mmap.mmap, at: int) -> int:
         return int(WORD.unpack_from(segment, at)[0])
@@ -46,19 +48,21 @@ class RawRing:
     def ring(self) -> None:
         os.write(self._bell, WORD.pack(1))
 
-    def post(self) -> None:
-        """A strict request."""
+    def post(self, coordinator: int | None = None) -> None:
+        """A strict request, for an id of the ring's own coordinator or of another one."""
         number = self._word(self._client, REQUEST) + 1
+        WORD.pack_into(self._client, REQUEST + 32, self.coordinator if coordinator is None else coordinator)
         WORD.pack_into(self._client, REQUEST + 8, 0)
         WORD.pack_into(self._client, REQUEST + 16, 0)
         WORD.pack_into(self._client, REQUEST, number)
         self.ring()
 
     def answer(self) -> int | None:
-        """The id that answers the newest strict request, if it has come."""
-        if self._word(self._grants, ANSWER) != self._word(self._client, REQUEST):
+        """The id that answers the newest strict request, if it has come; None for one that has to be asked elsewhere."""
+        status = self._word(self._grants, ANSWER + 8)
+        if self._word(self._grants, ANSWER) != self._word(self._client, REQUEST) or status == ELSEWHERE:
             return None
-        assert self._word(self._grants, ANSWER + 8) == 0, "refused"
+        assert status == 0, "refused"
         return self._word(self._grants, ANSWER + 16)
 
     def head(self) -> int:

@@ -45,15 +45,19 @@ def constant(name: str) -> int:
     return int(found[1], 0)
 
 
-RING_MAGIC, RING_SLOTS = constant("PH_RING_MAGIC"), constant("PH_RING_SLOTS")
+RING_MAGIC, RING_VERSION, RING_SLOTS = (
+    constant("PH_RING_MAGIC"),
+    constant("PH_RING_VERSION"),
+    constant("PH_RING_SLOTS"),
+)
 RING_SEGMENT_BYTES, RING_CLOSED = constant("PH_RING_SEGMENT_BYTES"), constant("PH_RING_CLOSED")
-STRICT_OK, STRICT_MOVED = constant("PH_STRICT_OK"), constant("PH_STRICT_MOVED")
+STRICT_OK, STRICT_ELSEWHERE = constant("PH_STRICT_OK"), constant("PH_STRICT_ELSEWHERE")
 STRICT_KEYLESS = constant("PH_STRICT_KEYLESS")
 
 # Words of struct ph_grants_segment and struct ph_client_segment.
 MAGIC, SLOT_COUNT, COORDINATOR, MS_BITS, COORDINATOR_BITS, SEQUENCE_BITS, EPOCH, STATE = range(8)
 HEAD, ANSWER_NUMBER, ANSWER_STATUS, ANSWER_VALUE, SLOTS = 16, 32, 33, 34, 48
-REQUEST_NUMBER, REQUEST_AFTER, REQUEST_FLAGS = 16, 17, 18
+REQUEST_NUMBER, REQUEST_AFTER, REQUEST_FLAGS, REQUEST_COORDINATOR = 16, 17, 18, 20
 
 
 class Close(Exception):
@@ -129,11 +133,12 @@ class FakeRing:
     def _answer(self, number: int) -> None:
         self._answered = number
         keyless = bool(self._client[REQUEST_FLAGS] & STRICT_KEYLESS)
-        self._daemon.strict_requests.append((self.coordinator, self._client[REQUEST_AFTER], keyless))
-        if keyless and self.coordinator != self._daemon.first_live:
-            status, value = STRICT_MOVED, self._daemon.first_live
+        owner = self._daemon.first if keyless else self._client[REQUEST_COORDINATOR]
+        self._daemon.strict_requests.append((owner, self._client[REQUEST_AFTER], keyless))
+        if owner in self._daemon.owned and owner not in self._daemon.not_by_ring:
+            status, value = STRICT_OK, self._daemon.issue(owner, self._client[REQUEST_AFTER])
         else:
-            status, value = STRICT_OK, self._daemon.issue(self.coordinator, self._client[REQUEST_AFTER])
+            status, value = STRICT_ELSEWHERE, 0
         self._words[ANSWER_STATUS], self._words[ANSWER_VALUE] = status, value
         self._words[ANSWER_NUMBER] = number
         self._wake(ANSWER_NUMBER)
@@ -167,11 +172,13 @@ class FakeDaemon:
         self.path = str(directory / "rpc.sock")
         self.rings, self.modulus, self.owned = rings, modulus, owned
         self.ids_per_request = 8192
-        self.main = self.first_live = owned[0]
+        self.main = self.first = owned[0]
         self.memory = Memory(parse_hello(self.hello(self.main)))
         self.rings_answer = self.rings_grant = True
         self.standing_still: set[int] = set()
         """Coordinators that take everything and answer nothing, as a worker after SIGSTOP."""
+        self.not_by_ring: set[int] = set()
+        """Coordinators whose strict ids only the socket gives."""
         self.grant_ns = 10_000_000_000
         self.attach_change: dict[str, Any] = {}
         """What an attach reply says otherwise."""
@@ -183,7 +190,7 @@ class FakeDaemon:
         self.requests: list[tuple[int, str, list[Any]]] = []
         """Coordinator, method, params of everything that was asked."""
         self.strict_requests: list[tuple[int, int, bool]] = []
-        """Coordinator, after, and whether without a key, of all that came by rings."""
+        """Whose id, after, and whether without a key, of all that came by rings."""
         self.made: list[FakeRing] = []
         self._last_tick: dict[int, int] = defaultdict(int)
         self._lock = threading.Lock()
@@ -323,14 +330,14 @@ class FakeDaemon:
                 ]
                 return runs if count > 1 else runs[:1]
             case "get_timestamp" | "begin_transaction" | "create_session" | "next_event_id", [key, after]:
-                number = self.first_live if key is None else zlib.crc32(key) % self.modulus
+                number = self.first if key is None else zlib.crc32(key) % self.modulus
                 return self.issue(number, after or 0)
             case "attach", [str(), age] if self.rings:
                 ring = FakeRing(self, coordinator)
                 self.made.append(ring)
                 descriptors += ring.descriptors
                 now_ns = time.monotonic_ns() + self.clock_offset_ns
-                plain = {"version": 1, "coordinator": coordinator, "max_age_ms": age or 10, "now_ns": now_ns}
+                plain = {"version": RING_VERSION, "coordinator": coordinator, "max_age_ms": age or 10, "now_ns": now_ns}
                 return plain | self.attach_change
         with self._lock:
             return self.memory.serve(method, params)
