@@ -56,7 +56,7 @@ static inline struct ph_run ph_issuer_take(struct ph_issuer *issuer, uint64_t fl
         uint64_t start = next_tick > floor_tick ? next_tick : floor_tick;
         uint64_t ms_end = (start | (ph_sequence_count(&issuer->layout) - 1)) + 1;
         uint64_t end = ph_sooner(ph_sooner(limit_tick, ceiling_tick), ms_end);
-        if ((next_tick & PH_POSITION_CLOSED) || start >= end) {
+        if (start >= end) { /* a closed position lies above every limit */
             return (struct ph_run){start & ~PH_POSITION_CLOSED, 0};
         }
         uint64_t taken = ph_sooner(count, end - start);

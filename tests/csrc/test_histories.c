@@ -587,10 +587,15 @@ static void start_host(void) {
     check_time(started.host_ns);
 }
 
+/* The host, or one worker of it; the others go on meanwhile, and issue for the one that has ended. */
 static void stop_cleanly(void) {
+    int64_t only = chance(50) ? (int64_t)pick(w->count) : -1;
     for (uint32_t c = 0; c < w->count; c++) {
         struct worker *worker = &w->workers[c];
         struct ph_fault fault;
+        if (only >= 0 && only != (int64_t)c) {
+            continue;
+        }
         finish_sync(c, 0);
         finish_sync(c, 0);
         if (!worker->runs || worker->flies || chance(10)) {
@@ -601,8 +606,15 @@ static void stop_cleanly(void) {
         if (ph_mint_hand_over(&worker->mint, &worker->obelisk, &fault) == 0) {
             note_record(c, worker->obelisk.start_id, worker->obelisk.newest.number, w->event);
         }
+        kill_worker(c);
+        for (int i = 0; i < 4; i++) {
+            arrive((int)pick(w->count + 1) < (int)w->count ? (int)c : KEYLESS);
+            progress((int)pick(REQUESTS_MAX));
+        }
     }
-    kill_host();
+    if (only < 0) {
+        kill_host();
+    }
 }
 
 static void step_clock(int64_t quanta) {

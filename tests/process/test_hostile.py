@@ -26,9 +26,11 @@ import pytest
 
 from libpharaoh._framing import ReplyDecoder, encode_request
 from libpharaoh._socket import Connection
+from pharaohd.settings import COORDINATORS_MAX
 from tests.support.daemon import Daemon, short_directory, wait_until
 from tests.support.drawer import drawers
 from tests.support.ledger import check_real_time_order, check_rising, check_unique, count_of
+from tests.support.rawring import ELSEWHERE, REFUSED, RawRing
 
 BAD_FRAMES: list[dict[str, Any]] = tomllib.loads(Path(__file__).with_name("bad_frames.toml").read_text())["frame"]
 SEGMENT_BYTES = 8192
@@ -337,6 +339,20 @@ def test_cursor_out_of_range_is_noticed(daemon: Daemon) -> None:
         evil.ring()
         wait_until(evil.connection.hung_up, "the ring is revoked")
         assert daemon.worker(0).violations == violations + 1
+
+
+@pytest.mark.parametrize("coordinator", [COORDINATORS_MAX, 5000, 2**40, 2**64 - 1])
+def test_a_strict_request_for_a_coordinator_out_of_range(daemon: Daemon, coordinator: int) -> None:
+    """F38: it is refused, since nothing lies there in the page; one that is none of this host's is to be asked elsewhere."""
+    pid = daemon.worker(0).pid
+    with RawRing(daemon.own_socket(0)) as ring:
+        ring.post(coordinator)
+        wait_until(lambda: ring.status() == REFUSED, "a refusal")
+        ring.post(COORDINATORS_MAX - 1)
+        wait_until(lambda: ring.status() == ELSEWHERE, "another answer")
+        ring.post()
+        wait_until(lambda: ring.answer() is not None, "an id")
+    assert daemon.worker(0).pid == pid
 
 
 def test_doorbell_flood(daemon: Daemon) -> None:

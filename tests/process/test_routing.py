@@ -31,7 +31,8 @@ from libpharaoh.errors import (
 )
 from pharaohd.stats import WorkerState
 from tests.support.daemon import Daemon, short_directory, wait_until
-from tests.support.drawer import KEYED_METHODS
+from tests.support.drawer import KEYED_METHODS, Drawer, drawers
+from tests.support.ledger import check_real_time_order, check_unique, tick_of
 from tests.support.wire import Request, Wire
 
 COORDINATORS = 4
@@ -282,15 +283,34 @@ def test_a_stopped_worker_s_ids_come_by_a_sibling_s_ring(patient: Daemon) -> Non
                 ids.append(client.begin_transaction(key))
             lent = [id for id in ids if parse(id).coordinator == 1]
             assert len(lent) > 1000
-            assert tick_of(lent[-1]) < ceiling
+            assert tick_of(lent[-1], libpharaoh.Layout()) < ceiling
             ids += [client.begin_transaction(key) for _ in range(20)]
             assert {parse(id).coordinator for id in ids[len(lent) :]} == {0}
         wait_until(lambda: owned_again(client, key, ids), "its own ids again")
     assert ids == sorted(set(ids))
 
 
-def tick_of(id: int) -> int:
-    return parse(id).milliseconds << libpharaoh.Layout().sequence_bits | parse(id).sequence
+def test_a_worker_that_ends_while_its_siblings_issue_for_it(directory: Path, effort: float) -> None:
+    """F26: it writes down exactly where it stands, and no sibling goes on from there until it is back."""
+    with Daemon(directory, coordinators=2) as daemon, contextlib.ExitStack() as held:
+        drawn: list[Drawer] = []
+        for number in (0, 0, 1):
+            (place := directory / f"drawer {len(drawn)}").mkdir()
+            drawn += held.enter_context(drawers(daemon.own_socket(number), place, ["one-key"]))
+        for drawer in drawn:
+            drawer.wait_drawing()
+        owner = libpharaoh.coordinator_for("orders", 2)
+        for _ in range(max(3, round(20 * effort))):
+            worker = daemon.worker(owner)
+            os.kill(worker.pid, signal.SIGTERM)
+            wait_until(lambda before=worker: daemon.worker(owner).restart_count > before.restart_count, "a successor")  # type: ignore[misc]
+            daemon.wait_live()
+            time.sleep(0.05)
+        for drawer in drawn:
+            drawer.kill()
+        runs = [drawer.runs() for drawer in drawn]
+    assert check_unique(runs, at_least=1000) > 0
+    assert check_real_time_order(runs) > 0
 
 
 def owned_again(client: libpharaoh.Client, key: str, ids: list[int]) -> bool:

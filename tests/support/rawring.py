@@ -19,7 +19,7 @@ PATIENCE_S = 30.0
 SEGMENT_BYTES = 8192
 HEAD, ANSWER, SLOTS = 128, 256, 384
 REQUEST = 128
-ELSEWHERE = 1
+ELSEWHERE, REFUSED = 1, 2
 SLOT = struct.Struct("<4Q")
 WORD = struct.Struct("<Q")
 
@@ -57,13 +57,16 @@ class RawRing:
         WORD.pack_into(self._client, REQUEST, number)
         self.ring()
 
+    def status(self) -> int | None:
+        """How the newest strict request was answered, if it was."""
+        answered = self._word(self._grants, ANSWER) == self._word(self._client, REQUEST)
+        return self._word(self._grants, ANSWER + 8) if answered else None
+
     def answer(self) -> int | None:
-        """The id that answers the newest strict request, if it has come; None for one that has to be asked elsewhere."""
-        status = self._word(self._grants, ANSWER + 8)
-        if self._word(self._grants, ANSWER) != self._word(self._client, REQUEST) or status == ELSEWHERE:
-            return None
-        assert status == 0, "refused"
-        return self._word(self._grants, ANSWER + 16)
+        """The id that answers the newest strict request, if it has come and is not to be asked for elsewhere."""
+        status = self.status()
+        assert status != REFUSED
+        return None if status != 0 else self._word(self._grants, ANSWER + 16)
 
     def head(self) -> int:
         """Grants ever given."""
