@@ -197,9 +197,10 @@ int ph_py_add_ring(PyObject *module) {
     static const struct {
         const char *name;
         long value;
-    } constants[] = {
-        {"RING_REVOKED", PH_RING_REVOKED}, {"RING_FORKED", PH_RING_FORKED}, {"RING_DAMAGED", PH_RING_DAMAGED},
-        {"RING_VERSION", PH_RING_VERSION}};
+    } constants[] = {{"RING_REVOKED", PH_RING_REVOKED},
+                     {"RING_FORKED", PH_RING_FORKED},
+                     {"RING_DAMAGED", PH_RING_DAMAGED},
+                     {"RING_VERSION", PH_RING_VERSION}};
     for (size_t i = 0; i < sizeof constants / sizeof constants[0]; i++) {
         if (PyModule_AddIntConstant(module, constants[i].name, constants[i].value) != 0) {
             return -1;

@@ -19,7 +19,7 @@
 #include <stdint.h>
 
 #define PH_RING_MAGIC UINT64_C(0x31474e4952484150) /* "PAHRING1" in memory; stored last */
-#define PH_RING_VERSION 2 /* 2: a strict request names the coordinator whose id it wants */
+#define PH_RING_VERSION 2                          /* 2: a strict request names the coordinator whose id it wants */
 #define PH_RING_SLOTS 64
 #define PH_RING_SEGMENT_BYTES 8192
 

@@ -205,9 +205,8 @@ uint64_t ph_mint_ceiling_wait_ms(struct ph_mint *mint) {
 
 int ph_strict_begin(const struct ph_mint *mint, struct ph_strict *strict, uint32_t coordinator, uint64_t after,
                     int64_t noted_ns) {
-    *strict = (struct ph_strict){.coordinator = coordinator,
-                                 .stands_in = noted_ns != 0,
-                                 .pick_ns = noted_ns != 0 ? noted_ns + PH_NS_PER_MS : 0};
+    *strict = (struct ph_strict){
+        .coordinator = coordinator, .stands_in = noted_ns != 0, .pick_ns = noted_ns != 0 ? noted_ns + PH_NS_PER_MS : 0};
     if (ph_mint_exhausted(mint)) {
         return PH_ERR_TIME_EXHAUSTED;
     }

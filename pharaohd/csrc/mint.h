@@ -94,9 +94,9 @@ uint64_t ph_mint_ceiling_wait_ms(struct ph_mint *mint);
 
 /* A strict request under way. */
 struct ph_strict {
-    uint64_t floor_tick; /* its tick is not below this */
-    int64_t pick_ns;     /* a stand-in picks no sooner */
-    uint64_t tick;       /* picked; 0: not yet. No tick is 0: a start refuses host time at the epoch */
+    uint64_t floor_tick;  /* its tick is not below this */
+    int64_t pick_ns;      /* a stand-in picks no sooner */
+    uint64_t tick;        /* picked; 0: not yet. No tick is 0: a start refuses host time at the epoch */
     uint32_t coordinator; /* whose tick */
     uint8_t stands_in;
 };

@@ -17,7 +17,7 @@
 #include "obelisk.h"
 
 struct ph_syncer {
-    uint64_t *durable_ceiling; /* of the coordinator's position */
+    uint64_t *durable_ceiling;    /* of the coordinator's position */
     uint64_t durable_counters_id; /* the journal that the newest durable record names */
     uint64_t sync_count;
     uint64_t sync_ns_last;

@@ -148,7 +148,8 @@ struct ph_worker *ph_worker_open(const struct ph_worker_config *config, struct p
     if (ph_dense_open(worker, fault) != 0) {
         return NULL;
     }
-    if (ph_syncer_start(&worker->syncer, &worker->obelisk, &worker->config.host_page->positions[worker->mint.issuer.coordinator],
+    if (ph_syncer_start(&worker->syncer, &worker->obelisk,
+                        &worker->config.host_page->positions[worker->mint.issuer.coordinator],
                         worker->sync_events.fd) != 0) {
         ph_fault_set(fault, PH_ERR_INTERNAL, "starting to serve: %s", strerror(errno));
         return NULL;

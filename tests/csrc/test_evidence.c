@@ -1,5 +1,6 @@
 /* What a start and a repair make of the evidence, as tables. F18, F19, F43, F44, F60, F61. */
 #include "evidence.h"
+#include "issuer.h"
 
 #include <string.h>
 
@@ -137,13 +138,18 @@ static void test_a_start_writes_to_the_page_that_it_reads(void) {
     struct ph_known known = now(&one, 1, 60);
     struct ph_started started;
     with_page(&known, 60, 60, 100);
-    page.positions[0] = (struct ph_position){.next_tick = TICK(60) + 1, .start_id = 5};
-    page.positions[1] = (struct ph_position){.next_tick = TICK(65), .start_id = 5};
+    uint64_t closed = PH_POSITION_CLOSED; /* by owners that ended in order */
+    page.positions[0] =
+        (struct ph_position){.next_tick = (TICK(60) + 1) | closed, .durable_ceiling = TICK(80), .start_id = 5};
+    page.positions[1] =
+        (struct ph_position){.next_tick = TICK(65) | closed, .durable_ceiling = TICK(80), .start_id = 5};
     ph_host_start(&known, &page, 99, &started);
     CHECK_EQ_U64(page.positions[0].next_tick, TICK(61));
     CHECK_EQ_U64(page.positions[0].start_id, 99);
     CHECK_EQ_U64(page.positions[1].next_tick, TICK(65));
     CHECK_EQ_U64(page.positions[1].start_id, 0);
+    CHECK_EQ_U64(page.positions[0].durable_ceiling, 0);
+    CHECK_EQ_U64(page.positions[1].durable_ceiling, 0);
     CHECK_EQ_U64(page.start_id, 99);
     struct ph_moment moment;
     ph_host_page_moment(&page, &moment);

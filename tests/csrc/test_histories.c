@@ -337,6 +337,24 @@ static void note_asked(struct worker *worker, const struct ph_syncer *before) {
     begin_sync(worker);
 }
 
+static int may_act(const struct worker *worker) { return worker->runs && !worker->hangs && worker->busy == 0; }
+
+/* An id of the lender's from each of its siblings, in their order. */
+static void lend(uint32_t lender) {
+    for (uint32_t by = 0; by < w->count; by++) {
+        struct ph_strict strict;
+        int64_t due_ns;
+        if (by == lender || !may_act(&w->workers[by])) {
+            continue;
+        }
+        read_time(&w->workers[by]);
+        if (ph_strict_begin(&w->workers[by].mint, &strict, lender, 0, 0) == 0 &&
+            ph_strict_pursue(&w->workers[by].mint, &strict, &due_ns)) {
+            leave(lender, strict.tick, 1);
+        }
+    }
+}
+
 /* Its first record; a sync may fail, and the worker may die, at each of its two writes. */
 static void spawn(uint32_t c, int fails_at) {
     struct worker *worker = &w->workers[c];
@@ -365,6 +383,7 @@ static void spawn(uint32_t c, int fails_at) {
         ph_obelisk_close(&worker->obelisk);
         return;
     }
+    lend(c); /* by the ceiling of its predecessor */
     ph_syncer_init(&worker->syncer, &worker->obelisk, &w->page->positions[c], -1);
     worker->syncer.on_failure = on_failure;
     worker->runs = 1;
@@ -390,8 +409,6 @@ static void finish_sync(uint32_t c, int fails) {
         kill_worker(c);
     }
 }
-
-static int may_act(const struct worker *worker) { return worker->runs && !worker->hangs && worker->busy == 0; }
 
 static int issue(uint32_t c, uint64_t count) {
     struct worker *worker = &w->workers[c];
@@ -445,7 +462,7 @@ static void arrive(int key) {
     *request =
         (struct request){.used = 1, .key = key, .by = (int)by, .stands_in = by != owner, .base = w->answered[key]};
     struct worker *worker = &w->workers[by];
-    read_time(worker); /* after it was taken */
+    read_time(worker);                      /* after it was taken */
     if (request->stands_in && chance(60)) { /* from the owner's position, whether it runs or not */
         request->stands_in = 0;
         ph_strict_begin(&worker->mint, &request->strict, owner, 0, 0);
@@ -587,34 +604,28 @@ static void start_host(void) {
     check_time(started.host_ns);
 }
 
-/* The host, or one worker of it; the others go on meanwhile, and issue for the one that has ended. */
-static void stop_cleanly(void) {
-    int64_t only = chance(50) ? (int64_t)pick(w->count) : -1;
-    for (uint32_t c = 0; c < w->count; c++) {
-        struct worker *worker = &w->workers[c];
-        struct ph_fault fault;
-        if (only >= 0 && only != (int64_t)c) {
-            continue;
-        }
-        finish_sync(c, 0);
-        finish_sync(c, 0);
-        if (!worker->runs || worker->flies || chance(10)) {
-            continue; /* killed in the middle of it */
-        }
+/* Its last acts; unless it is killed in the middle of them. */
+static void stop_worker(uint32_t c) {
+    struct worker *worker = &w->workers[c];
+    struct ph_fault fault;
+    finish_sync(c, 0);
+    finish_sync(c, 0);
+    if (worker->runs && !worker->flies && chance(90)) {
         syncing = worker;
         follow(w->page->accept_jump != 0);
         if (ph_mint_hand_over(&worker->mint, &worker->obelisk, &fault) == 0) {
             note_record(c, worker->obelisk.start_id, worker->obelisk.newest.number, w->event);
         }
-        kill_worker(c);
-        for (int i = 0; i < 4; i++) {
-            arrive((int)pick(w->count + 1) < (int)w->count ? (int)c : KEYLESS);
-            progress((int)pick(REQUESTS_MAX));
-        }
     }
-    if (only < 0) {
-        kill_host();
+    kill_worker(c);
+}
+
+static void stop_cleanly(void) {
+    for (uint32_t c = 0; c < w->count; c++) {
+        stop_worker(c);
+        lend(c);
     }
+    kill_host();
 }
 
 static void step_clock(int64_t quanta) {
@@ -950,6 +961,54 @@ static void losses(void) {
     burst();
 }
 
+/* One coordinator's ids are asked of its siblings, while it idles, ends, is succeeded, and its file is lost and repaired;
+ * then the power is cut, or the page is lost, and the clock is set back. */
+static void lending(void) {
+    static const int64_t steps[] = {2, 6, 20, 80};
+    uint32_t lender = (uint32_t)pick(w->count);
+    if (!w->host_runs) {
+        start_anew();
+    }
+    for (uint32_t c = 0; c < w->count; c++) {
+        if (c != lender || chance(70)) {
+            spawn(c, 0);
+        }
+    }
+    for (uint64_t left = 3 + pick(12); left > 0; left--) {
+        uint64_t what = pick(100);
+        if (what < 30 && may_act(&w->workers[lender])) {
+            chance(50) ? (void)issue(lender, 1) : tend(lender);
+            pass(chance(30) ? (int64_t)pick(40) : 0); /* a slow sync makes the next ceiling a far one */
+            finish_sync(lender, 0);
+        } else if (what < 40) {
+            chance(50) ? stop_worker(lender) : kill_worker(lender);
+        } else if (what < 50) {
+            spawn(lender, 0);
+        } else if (what < 60 && w->faults[LOSE]) {
+            kill_worker(lender);
+            lose(lender);
+            lend(lender);
+            repair(lender);
+        } else {
+            pass((int64_t)pick(chance(20) ? 80 : 8));
+        }
+        lend(lender);
+    }
+    if (chance(30)) {
+        stop_cleanly();
+    } else if (chance(70)) {
+        cut_power();
+    } else {
+        kill_host();
+        w->page_named &= chance(50);
+    }
+    if (chance(60)) {
+        step_clock(-steps[pick(4)]);
+    }
+    start_anew();
+    lend(lender);
+}
+
 static void act_stopped(void) {
     uint64_t what = pick(100);
     if (what < 45) {
@@ -999,7 +1058,7 @@ static void act_running(void) {
     } else if (what < 895 && w->faults[RUN_STEP]) {
         step_clock(a_step());
     } else if (what < 915) {
-        kill_worker(c);
+        chance(50) ? stop_worker(c) : kill_worker(c);
     } else if (what < 930 && w->faults[KILL_HOST]) {
         kill_host();
     } else if (what < 940 && w->faults[CUT]) {
@@ -1036,8 +1095,7 @@ static void end_of_faults(void) {
         start_host();
     }
     int issued[COORDINATORS_MAX] = {0};
-    int64_t reach_ns =
-        4 * w->slowest_ns > (2 * TEND_MS + WINDOW_MS) * MS ? 4 * w->slowest_ns : (2 * TEND_MS + WINDOW_MS) * MS;
+    int64_t reach_ns = 2 * TEND_MS * MS + (4 * w->slowest_ns > WINDOW_MS * MS ? 4 * w->slowest_ns : WINDOW_MS * MS);
     int64_t give_up_ns = w->true_ns + 2 * reach_ns + 8 * MS; /* host time runs at half speed while it leads */
     for (uint32_t done = 0; done < w->count; pass(1)) {
         if (w->true_ns > give_up_ns) {
@@ -1129,7 +1187,7 @@ static const char *history(uint64_t seed) {
     w->random = (struct random){seed};
     make_host();
     start_host();
-    uint64_t style = pick(4);
+    uint64_t style = pick(5);
     for (uint64_t left = style == 0 ? 20 + pick(100) : 1 + pick(8); left > 0 && w->broken == NULL; left--) {
         if (style == 1 && !w->forgets) {
             cuts();
@@ -1137,6 +1195,8 @@ static const char *history(uint64_t seed) {
             chance(90) ? dance() : crash_loop();
         } else if (style == 3 && !w->forgets) {
             losses();
+        } else if (style == 4 && !w->forgets) {
+            lending();
         } else if (w->host_runs) {
             act_running();
         } else {

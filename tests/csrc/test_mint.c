@@ -3,7 +3,10 @@
 #define _GNU_SOURCE
 #include "mint.h"
 
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "check.h"
 #include "ph_errors.h"
@@ -327,6 +330,7 @@ static void test_a_sibling_s_tick_comes_from_its_position(void) {
     pass_us(1000);
     CHECK_EQ_U64(ask_for_sibling(0), tick(START_MS + 1));
     position->next_tick = tick(START_MS + 2);
+    position->durable_ceiling = tick(START_MS + 9);
     CHECK_EQ_U64(ask_for_sibling(0), 0); /* not ahead of host time */
 }
 
@@ -340,6 +344,43 @@ static void test_nothing_is_lent_by_one_that_closed_or_is_no_part_of_this_start(
     CHECK_EQ_U64(ask_for_sibling(0), tick(START_MS));
     page.positions[SIBLING].start_id = 76;
     CHECK_EQ_U64(ask_for_sibling(0), 0);
+}
+
+/* What a new owner writes first is not below what its siblings go by, and its last act leaves them nothing. */
+static void test_owners_come_and_go_while_siblings_issue(void) {
+    char path[] = "/tmp/test_mint-XXXXXX";
+    struct ph_fault fault;
+    struct ph_obelisk obelisk;
+    struct ph_identity identity = {.coordinator = 2, .modulus = 4, .layout = layout};
+    struct ph_record first = {.clean = 1, .start_id = 1};
+    REQUIRE(mkdtemp(path) != NULL);
+    char *file = NULL;
+    REQUIRE(asprintf(&file, "%s/0002.obelisk", path) > 0);
+    REQUIRE(ph_obelisk_create(file, &identity, &first, &fault) == 0);
+    for (uint64_t ahead_ms = 100; ahead_ms < 500; ahead_ms += 300) {
+        set_up();
+        struct ph_position *position = &page.positions[2];
+        position->next_tick = tick(START_MS) | PH_POSITION_CLOSED;
+        position->durable_ceiling = tick(START_MS + ahead_ms);
+        REQUIRE(ph_obelisk_open(&obelisk, file, PH_OBELISK_OWN, &fault) == 0);
+        REQUIRE(ph_mint_take_over(&mint, &obelisk, &fault) == 0);
+        CHECK_EQ_U64(obelisk.newest.ceiling, tick(START_MS + (ahead_ms > 250 ? ahead_ms : 250)));
+        CHECK_EQ_U64(position->next_tick, tick(START_MS)); /* open */
+        CHECK_EQ_U64(take(3), 3);
+        REQUIRE(ph_mint_hand_over(&mint, &obelisk, &fault) == 0);
+        CHECK_EQ_U64(obelisk.newest.ceiling, tick(START_MS) + 3);
+        CHECK_EQ_U64(position->next_tick, (tick(START_MS) + 3) | PH_POSITION_CLOSED);
+        ph_obelisk_close(&obelisk);
+    }
+    set_up(); /* and after a start that found it far ahead */
+    page.positions[2] = (struct ph_position){.next_tick = tick(START_MS + 400)};
+    REQUIRE(ph_obelisk_open(&obelisk, file, PH_OBELISK_OWN, &fault) == 0);
+    REQUIRE(ph_mint_take_over(&mint, &obelisk, &fault) == 0);
+    CHECK_EQ_U64(obelisk.newest.ceiling, tick(START_MS + 400));
+    ph_obelisk_close(&obelisk);
+    unlink(file);
+    rmdir(path);
+    free(file);
 }
 
 /* The owner sees that its position moves, keeps a ceiling in reserve, and stops when nobody asks any more. */
@@ -388,6 +429,7 @@ int main(void) {
     RUN(test_a_stand_in_waits_before_and_after);
     RUN(test_a_sibling_s_tick_comes_from_its_position);
     RUN(test_nothing_is_lent_by_one_that_closed_or_is_no_part_of_this_start);
+    RUN(test_owners_come_and_go_while_siblings_issue);
     RUN(test_a_reserve_for_siblings);
     RUN(test_time_beyond_the_layout);
     return check_report();

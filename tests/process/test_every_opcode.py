@@ -256,7 +256,9 @@ def test_exception(daemon: Daemon, name: str, rings: bool, rng: random.Random, e
             client = connected() if client is None or client._session.closed else client
             values = more(client)
             # A busy machine may cost it its connection; a session in disorder has no ring for a second.
-            assert not rings or any(client.next_id() and client._session.ring_at_hand for _ in range(5)), "it cannot attach"
+            assert not rings or any(client.next_id() and client._session.ring_at_hand for _ in range(5)), (
+                "it cannot attach"
+            )
             assert len(set(values)) == len(values)
             assert not seen & set(values)
             seen.update(values)

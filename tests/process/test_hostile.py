@@ -343,7 +343,7 @@ def test_cursor_out_of_range_is_noticed(daemon: Daemon) -> None:
 
 @pytest.mark.parametrize("coordinator", [COORDINATORS_MAX, 5000, 2**40, 2**64 - 1])
 def test_a_strict_request_for_a_coordinator_out_of_range(daemon: Daemon, coordinator: int) -> None:
-    """F38: it is refused, since nothing lies there in the page; one that is none of this host's is to be asked elsewhere."""
+    """F38: it is refused, since nothing lies there in the page; another host's is to be asked for elsewhere."""
     pid = daemon.worker(0).pid
     with RawRing(daemon.own_socket(0)) as ring:
         ring.post(coordinator)
