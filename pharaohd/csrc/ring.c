@@ -108,6 +108,7 @@ static int issue_strictly(struct ph_worker *worker, uint64_t coordinator, uint64
         *answer = refused(worker, error);
         return 1;
     }
+    worker->few_wanted_ns = mint->monotonic_ns;
     if (ph_strict_pursue(mint, &strict, &due_ns)) {
         ph_count(&worker->slot->ids_strict, 1);
         *answer = (struct answer){PH_STRICT_OK, ph_id_of_tick(&mint->issuer.layout, strict.coordinator, strict.tick)};
@@ -117,7 +118,6 @@ static int issue_strictly(struct ph_worker *worker, uint64_t coordinator, uint64
         *answer = (struct answer){PH_STRICT_ELSEWHERE, 0};
         return 1;
     }
-    worker->few_wanted_ns = mint->monotonic_ns;
     worker->short_of_ceiling = (uint8_t)ph_mint_lacks_ceiling(mint);
     ph_count(&worker->slot->stalls, worker->short_of_ceiling);
     return 0;
