@@ -61,6 +61,13 @@ class Daemon:
                 self._process.wait()
             self._process = None
 
+    def kill(self) -> None:
+        """As kill -9 of everything. Returns when the supervisor is gone."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+        self._process = None
+
     def endpoint(self, coordinator: int) -> str:
         """The socket of one coordinator."""
         return str(self.directory / "coordinators" / f"{coordinator:04d}.sock")

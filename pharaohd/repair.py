@@ -32,7 +32,7 @@ from libpharaoh.errors import (
     RepairUnsureError,
     StateDirError,
 )
-from pharaohd import hosttime, manifest, obelisk
+from pharaohd import hosttime, manifest, obelisk, sole
 from pharaohd._core import ffi, lib
 from pharaohd.obelisk import Identity, ObeliskReport, Record
 from pharaohd.settings import COORDINATORS_MAX, Settings
@@ -143,7 +143,7 @@ def rewrite(
             raise RepairUnsureError("the file would begin after the last time that the layout can hold", hint=END_HINT)
         first = ffi.new("struct ph_record *")
         first.ceiling, first.sample, first.clean = repaired.ceiling, repaired.sample, 1
-        first.start_id = hosttime.new_start_id()
+        first.start_id = repaired.start_id or hosttime.new_start_id()
         path = manifest.obelisk_path(state_dir, coordinator)
         if drop_counters:
             put_away_counters(path)
@@ -158,14 +158,18 @@ def page_of(state_dir: str, orphans: bool) -> Iterator[hosttime.Found | None]:
 
     orphans: no supervisor is left, so neither may a worker be. Raises AlreadyRunningError.
     """
-    found = hosttime.find_page(state_dir, owner=os.stat(state_dir).st_uid, lock=False)
-    try:
-        if found is not None and orphans:
-            hosttime.lock_page(found.page.descriptor)
-        yield found
-    finally:
+    owner = os.stat(state_dir).st_uid
+    with contextlib.ExitStack() as held:
+        id = manifest.directory_id(state_dir)
+        if orphans and id:
+            with contextlib.suppress(sole.HeldByOtherUser):
+                held.enter_context(sole.hold(id, owner))
+        found = hosttime.find_page(state_dir, owner=owner, lock=False)
         if found is not None:
-            found.page.close(state_dir, remove=False)
+            held.callback(found.page.close, state_dir, remove=False)
+            if orphans:
+                hosttime.lock_page(found.page.descriptor)
+        yield found
 
 
 @contextlib.contextmanager

@@ -28,7 +28,7 @@ from functools import partial
 from typing import Any
 
 from libpharaoh.errors import InternalError, RuntimeDirError, SettingsError, StartError, StateDirError, by_code
-from pharaohd import hosttime, log, manifest, policy, process
+from pharaohd import hosttime, log, manifest, policy, process, sole
 from pharaohd import settings as settings_module
 from pharaohd.contract import RouterEntry, RouterSpec, WorkerEntry, WorkerSpec
 from pharaohd.premises import Premises, converted
@@ -124,6 +124,7 @@ class Supervisor:
         self._error: StartError | None = None
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._timer_numbers = itertools.count()
+        self._name: socket.socket | None = None
         self._awake_since_ns = self._hangs_checked_ns = time.monotonic_ns()
 
     def run(self) -> None:
@@ -161,6 +162,7 @@ class Supervisor:
             if self._premises.state_on_memory():
                 self._log.warning("the state directory is lost when this machine restarts", state_dir=state_dir)
             manifest.ensure(state_dir, self._settings.host.owns, self._create, may_be_new=self._may_be_new)
+            self._hold_name(manifest.directory_id(state_dir))
             self._host_page, started = hosttime.start(self._settings, hosttime.Clock(self._settings))
         if started.jump_ms:
             self._log.error(
@@ -171,6 +173,14 @@ class Supervisor:
             self._log.warning("ids are ahead of the wall clock", ahead_ms=started.ahead_ms)
         if started.wait_ms > self._settings.obelisk.window_ms:
             self._log.warning("ids wait until host time reaches what was reserved", wait_ms=started.wait_ms)
+
+    def _hold_name(self, id: bytes) -> None:
+        try:
+            self._name = sole.hold(id, os.geteuid())
+        except sole.HeldByOtherUser:
+            self._log.warning(
+                "another user holds the name of this state directory: a daemon on a copy of it may go unnoticed"
+            )
 
     def _make_page(self) -> Page:
         settings = self._settings
@@ -189,7 +199,7 @@ class Supervisor:
             title=f"worker {coordinator:04d}",
             slot=self._page.slots[slot],
             own_fd=premises.own_fd(coordinator),
-            keep=(premises.listen_fd, premises.children_lock_fd, *self._page_fds()),
+            keep=(premises.listen_fd, premises.children_lock_fd, *self._lasting_fds()),
             life=partial(self._worker_life, coordinator, slot),
             log=log.logger("supervisor", coordinator),
         )
@@ -200,7 +210,7 @@ class Supervisor:
             title="router",
             slot=new_slot(),
             own_fd=self._premises.router_fd,
-            keep=(self._premises.children_lock_fd, *self._page_fds()),
+            keep=(self._premises.children_lock_fd, *self._lasting_fds()),
             life=self._router_life,
             log=self._log,
         )
@@ -209,10 +219,13 @@ class Supervisor:
         """After a clean stop of every worker the files tell all that the page does."""
         clean = all(place.started and place.slot.exit_code == 0 for place in self._places)
         self._host_page.close(self._settings.host.state_dir, remove=self._error is None and clean)
+        if self._name is not None:
+            self._name.close()
 
-    def _page_fds(self) -> list[int]:
-        """What holds the lock of the host's page as long as any process of this daemon lives."""
-        return [self._host_page.descriptor] if self._host_page.descriptor >= 0 else []
+    def _lasting_fds(self) -> list[int]:
+        """What holds the page's lock and the directory's name as long as any process of this daemon lives."""
+        name = self._name.fileno() if self._name is not None else -1
+        return [descriptor for descriptor in (self._host_page.descriptor, name) if descriptor >= 0]
 
     # The loop
 
@@ -391,6 +404,8 @@ class Supervisor:
         self._after(max(1.0, self._settings.worker.hang_ms_max / 4000), self._check_hangs)
 
     def _check_hangs(self) -> None:
+        if self._name is not None:
+            sole.drain(self._name)
         now_ns = time.monotonic_ns()
         hang_ns = self._settings.worker.hang_ms_max * 1_000_000
         if now_ns - self._hangs_checked_ns > hang_ns // 2 + 1_000_000_000:

@@ -144,9 +144,11 @@ void ph_repair(const struct ph_known *known, uint32_t coordinator, enum ph_repai
     ph_host_start_time(
         known, &now); /* what a start would make of the evidence: the record is evidence of this boot from now on */
     int64_t bound_ns = 0;
+    repaired->start_id = 0;
     if (way == PH_REPAIR_LIVE) {
         /* Its siblings issue for it meanwhile, below the ceiling that its last owner had made durable. */
         const struct ph_position *position = &known->page->positions[coordinator];
+        repaired->start_id = position->start_id;
         repaired->ceiling = greater(ph_load_acquire(&position->durable_ceiling), ph_position_next(position));
     } else if (way == PH_REPAIR_CLOCK_OK) {
         const struct ph_clock_sample *newest = &known->records[ph_newest_evidence(known)].sample;

@@ -71,6 +71,7 @@ enum ph_repair_way {
 
 struct ph_repaired {
     uint64_t ceiling;
+    uint64_t start_id; /* of the page that told, which is to be believed on; 0: a new one has to be drawn */
     struct ph_clock_sample sample;
 };
 

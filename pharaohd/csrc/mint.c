@@ -86,6 +86,7 @@ int ph_mint_take_over(struct ph_mint *mint, struct ph_obelisk *obelisk, struct p
     obelisk->start_id = mint->clock.page->start_id;
     mint->requested_ceiling = ceiling;
     mint->recorded_ahead_ns = mint->clock.ahead_ns;
+    mint->tended_tick = ph_issuer_next(&mint->issuer);
     code = ph_obelisk_write(obelisk, ceiling, &sample, 0, fault);
     if (code == 0) {
         ph_issuer_open(&mint->issuer);

@@ -741,7 +741,7 @@ static void repair(uint32_t c) {
     ph_repair(&known, c, way, above_ms, own.ceiling, &repaired);
     struct ph_record first = {.ceiling = repaired.ceiling, .clean = 1, .sample = repaired.sample};
     struct ph_identity identity = {.coordinator = c, .modulus = 4, .layout = layout};
-    first.start_id = random_u64(&w->random) | 1;
+    first.start_id = repaired.start_id != 0 ? repaired.start_id : random_u64(&w->random) | 1;
     follow(way != PH_REPAIR_LIVE);
     if (way != PH_REPAIR_LIVE) {
         if (repaired.sample.host_ns > w->followed_ns) { /* the operator's word counts as a reading */
@@ -757,7 +757,7 @@ static void repair(uint32_t c) {
     note_record(c, first.start_id, 1, w->event);
     settle_medium(c);
     w->files[c].lost = w->files[c].needs_repair = 0;
-    w->files[c].tampered = 1;
+    w->files[c].tampered = way != PH_REPAIR_LIVE;
 }
 
 static void repair_all(void) {

@@ -366,6 +366,9 @@ static void test_owners_come_and_go_while_siblings_issue(void) {
         REQUIRE(ph_mint_take_over(&mint, &obelisk, &fault) == 0);
         CHECK_EQ_U64(obelisk.newest.ceiling, tick(START_MS + (ahead_ms > 250 ? ahead_ms : 250)));
         CHECK_EQ_U64(position->next_tick, tick(START_MS)); /* open */
+        *syncer.durable_ceiling = obelisk.newest.ceiling;
+        ph_mint_tend(&mint); /* nobody has asked since: no reserve */
+        CHECK(!syncer.pending);
         CHECK_EQ_U64(take(3), 3);
         REQUIRE(ph_mint_hand_over(&mint, &obelisk, &fault) == 0);
         CHECK_EQ_U64(obelisk.newest.ceiling, tick(START_MS) + 3);

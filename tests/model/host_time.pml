@@ -429,13 +429,15 @@ inline repair(c) {
         fi;
         write_record(c, value, record[c].start, estimate);
 #else
-        start_ids++;
-        write_record(c, value, start_ids, estimate);
+        if
+        :: choice == by_page -> write_record(c, value, page[0].start[c], estimate) /* the page stays believed */
+        :: else -> start_ids++; write_record(c, value, start_ids, estimate)
+        fi;
 #endif
         copy_record(medium(c), c);
         dirty[c] = false;
         restored[c] = false;
-        touched[c] = true;
+        touched[c] = (choice != by_page);
         choice = 0
     }
 }
