@@ -259,13 +259,13 @@ class ShuttingDownError(RequestError):
 
 
 class StorageFullError(RequestError):
-    """STORAGE_FULL (5005): there is no room on the disk for more dense values."""
+    """STORAGE_FULL (5005): there is no room for more dense values."""
 
     code = 5005
     name = "STORAGE_FULL"
     retryable = True
-    message = "there is no room on the disk for more dense values"
-    hint = "make room on the disk under host.state_dir; nothing was counted"
+    message = "there is no room for more dense values"
+    hint = "make room under host.state_dir, or give the worker descriptors or memory; nothing was counted"
 
 
 class SchemasUnusableError(RequestError):

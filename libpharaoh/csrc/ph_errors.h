@@ -95,7 +95,7 @@ static inline const struct ph_error_info *ph_error_info(int code) {
         {5002, "CEILING_STALLED", "a new ceiling did not become durable in time", "the disk under host.state_dir is slow or hangs; see sync_ns_max in `pharaohctl stats`", 1, 0},
         {5003, "TIME_EXHAUSTED", "the layout has no milliseconds left", "choose a later cluster.epoch for a new cluster; `pharaohctl obelisk verify` warns years ahead", 0, 0},
         {5004, "SHUTTING_DOWN", "the coordinator is stopping", "retry; a restart takes well under a second", 1, 0},
-        {5005, "STORAGE_FULL", "there is no room on the disk for more dense values", "make room on the disk under host.state_dir; nothing was counted", 1, 0},
+        {5005, "STORAGE_FULL", "there is no room for more dense values", "make room under host.state_dir, or give the worker descriptors or memory; nothing was counted", 1, 0},
         {5006, "SCHEMAS_UNUSABLE", "the schemas of this coordinator cannot be read or written", "see the daemon's log; restore the NNNN.schemas file beside the Obelisk", 0, 0},
         {6001, "CONNECT_FAILED", "the daemon cannot be reached", "is pharaohd running, and may this user open its socket (group pharaoh)? PHARAOH_SOCKET names the socket", 1, 0},
         {6002, "TIMED_OUT", "the daemon did not answer within the deadline", "what was asked for may have been issued and is lost; a new request gets new values", 1, 0},

@@ -147,7 +147,7 @@ int ph_committer_start(struct ph_committer *committer, const struct ph_journal *
     *committer = (struct ph_committer){
         .identity = *identity, .event_fd = event_fd, .spin_ns = spin_ns, .on_failure = ph_end_process};
     snprintf(committer->path, sizeof committer->path, "%s", path);
-    committer->journal.fd = -1;
+    committer->journal = PH_NO_JOURNAL;
     if (journal != NULL) {
         committer->journal = *journal;
         committer->durable = journal->number;

@@ -54,7 +54,11 @@ static uint32_t batch_crc(const uint8_t *batch, uint32_t length) {
     return ~ph_crc32c_more(crc, batch + sizeof head, length - sizeof head);
 }
 
-static int is_full(int error) { return error == ENOSPC || error == EDQUOT || error == EFBIG; }
+/* Out of something that may be there later. */
+static int lacks(int error) {
+    return error == ENOSPC || error == EDQUOT || error == EFBIG || error == EMFILE || error == ENFILE ||
+           error == ENOMEM;
+}
 
 static int poison(struct ph_journal *journal, const char *what, struct ph_fault *fault) {
     int error = errno;
@@ -66,7 +70,7 @@ static int poison(struct ph_journal *journal, const char *what, struct ph_fault 
 static int lengthen(struct ph_journal *journal, uint64_t by, struct ph_fault *fault) {
     static const uint8_t zeros[64 << 10];
     int error = posix_fallocate(journal->fd, (off_t)journal->bytes, (off_t)by);
-    if (is_full(error)) {
+    if (lacks(error)) {
         return ph_fault_set(fault, PH_ERR_STORAGE_FULL, "%s: %s", journal->path, strerror(error));
     }
     if (error != 0 && error != EOPNOTSUPP && error != EINVAL) {
@@ -76,7 +80,7 @@ static int lengthen(struct ph_journal *journal, uint64_t by, struct ph_fault *fa
     for (uint64_t done = 0; done < by;) {
         size_t part = by - done < sizeof zeros ? (size_t)(by - done) : sizeof zeros;
         ssize_t written = journal->io.write_at(journal->fd, zeros, part, (off_t)(journal->bytes + done));
-        if (written < 0 && is_full(errno)) {
+        if (written < 0 && lacks(errno)) {
             return ph_fault_set(fault, PH_ERR_STORAGE_FULL, "%s: %s", journal->path, strerror(errno));
         }
         if (written <= 0) {
@@ -96,7 +100,8 @@ static ssize_t system_write_at(int fd, const void *data, size_t length, off_t of
 }
 
 static void start(struct ph_journal *journal, const char *path) {
-    *journal = (struct ph_journal){.fd = -1, .io = {system_write_at, fdatasync}, .at = FIRST_BATCH_AT};
+    *journal =
+        (struct ph_journal){.fd = -1, .directory_fd = -1, .io = {system_write_at, fdatasync}, .at = FIRST_BATCH_AT};
     snprintf(journal->path, sizeof journal->path, "%s", path);
 }
 
@@ -138,15 +143,21 @@ int ph_journal_create(struct ph_journal *journal, const char *path, const struct
         return ph_fault_set(fault, PH_ERR_INTERNAL, "no random numbers");
     }
     snprintf(temporary, sizeof temporary, "%s.new", path);
-    journal->fd = open(temporary, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
+    journal->directory_fd = ph_open_directory_of(path);
+    if (journal->directory_fd >= 0) {
+        journal->fd = open(temporary, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
+    }
     if (journal->fd < 0) {
-        int code = is_full(errno) ? PH_ERR_STORAGE_FULL : PH_ERR_SYNC_FAILED;
-        return ph_fault_set(fault, code, "%s: %s", temporary, strerror(errno));
+        int error = errno;
+        ph_journal_close(journal);
+        journal->id = 0;
+        return ph_fault_set(fault, lacks(error) ? PH_ERR_STORAGE_FULL : PH_ERR_SYNC_FAILED, "%s: %s", temporary,
+                            strerror(error));
     }
     int code = lengthen(journal, PH_JOURNAL_GROWTH_MIN, fault);
     code = code != 0 ? code : write_header(journal, identity, fault);
     if (code == 0 && (fsync(journal->fd) != 0 || note_inode(journal) != 0 || rename(temporary, path) != 0 ||
-                      ph_sync_directory_of(path) != 0)) {
+                      fsync(journal->directory_fd) != 0)) {
         code = poison(journal, "creating", fault);
     }
     if (code != 0) {
@@ -252,6 +263,12 @@ int ph_journal_open(struct ph_journal *journal, const char *path, const struct p
         int code = errno == ENOENT ? PH_ERR_COUNTERS_MISSING : PH_ERR_STATE_DIR_UNUSABLE;
         return ph_fault_set(fault, code, "%s: %s", path, strerror(errno));
     }
+    journal->directory_fd = writable ? ph_open_directory_of(path) : -1;
+    if (writable && journal->directory_fd < 0) {
+        ph_fault_set(fault, PH_ERR_STATE_DIR_UNUSABLE, "the directory of %s: %s", path, strerror(errno));
+        ph_journal_close(journal);
+        return fault->code;
+    }
     struct window window = {.data = malloc(PH_BATCH_BYTES_MAX)};
     int code = 0;
     if (window.data == NULL || fstat(journal->fd, &status) != 0 || !S_ISREG(status.st_mode)) {
@@ -309,7 +326,7 @@ static int is_last_batch(const struct ph_journal *journal, const uint8_t *batch,
 }
 
 int ph_journal_settle(struct ph_journal *journal, struct ph_fault *fault) {
-    if (ph_sync_directory_of(journal->path) != 0) { /* a predecessor may have died before it did */
+    if (fsync(journal->directory_fd) != 0) { /* a predecessor may have died before it did */
         return poison(journal, "syncing its directory", fault);
     }
     if (journal->last_at == 0) {
@@ -360,7 +377,7 @@ int ph_journal_grow(struct ph_journal *journal, struct ph_fault *fault) {
 
 int ph_journal_rename(struct ph_journal *journal, const char *path, struct ph_fault *fault) {
     int code = check_path(journal, fault);
-    if (code == 0 && (rename(journal->path, path) != 0 || ph_sync_directory_of(path) != 0)) {
+    if (code == 0 && (rename(journal->path, path) != 0 || fsync(journal->directory_fd) != 0)) {
         code = poison(journal, "renaming", fault);
     }
     snprintf(journal->path, sizeof journal->path, "%s", path);
@@ -371,5 +388,8 @@ void ph_journal_close(struct ph_journal *journal) {
     if (journal->fd >= 0) {
         close(journal->fd);
     }
-    journal->fd = -1;
+    if (journal->directory_fd >= 0) {
+        close(journal->directory_fd);
+    }
+    journal->fd = journal->directory_fd = -1;
 }

@@ -35,6 +35,7 @@
 
 struct ph_journal {
     int fd;
+    int directory_fd; /* held from the beginning: to make a name durable never lacks a descriptor */
     int poisoned;
     uint64_t inode;
     uint64_t id;      /* random, the same for all files of one journal: which journal a batch belongs to */
@@ -47,10 +48,12 @@ struct ph_journal {
     char path[512];
 };
 
+#define PH_NO_JOURNAL ((struct ph_journal){.fd = -1, .directory_fd = -1})
+
 /* Called for the records of each batch, in order; returns 0, or -1 when it cannot make sense of them. */
 typedef int ph_journal_visitor(void *context, const uint8_t *records, size_t length);
 
-/* All return 0, or an error's code with `fault` filled in; STORAGE_FULL leaves everything as it was. */
+/* All return 0, or an error's code with `fault` filled in; STORAGE_FULL, for want of room, descriptors or memory, leaves all as it was. */
 
 /* Makes an empty file, whole before it has its name, and opens it. `first`: the number of its first batch. */
 int ph_journal_create(struct ph_journal *journal, const char *path, const struct ph_identity *identity, uint64_t id,

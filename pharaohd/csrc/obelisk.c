@@ -183,7 +183,7 @@ static int write_new_file(int fd, const struct ph_identity *identity, const stru
     return result;
 }
 
-int ph_sync_directory_of(const char *path) {
+int ph_open_directory_of(const char *path) {
     char directory[512];
     snprintf(directory, sizeof directory, "%s", path);
     char *slash = strrchr(directory, '/');
@@ -192,7 +192,11 @@ int ph_sync_directory_of(const char *path) {
     } else {
         slash[slash == directory] = '\0';
     }
-    int fd = open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    return open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+}
+
+int ph_sync_directory_of(const char *path) {
+    int fd = ph_open_directory_of(path);
     if (fd < 0) {
         return -1;
     }

@@ -108,6 +108,8 @@ int ph_obelisk_decode_identity(const uint8_t *file, struct ph_identity *identity
 void ph_obelisk_decode_record(const uint8_t *file, uint32_t slot, const struct ph_identity *identity, uint64_t file_id,
                               struct ph_record *record);
 
+/* The directory that a file lies in. Returns a descriptor, or -1 with errno set. */
+int ph_open_directory_of(const char *path);
 /* Makes what happened to the names in a file's directory durable. Returns 0, or -1 with errno set. */
 int ph_sync_directory_of(const char *path);
 

@@ -35,7 +35,7 @@ int ph_recover_counters(const char *path, const struct ph_identity *identity, in
                         struct ph_fault *fault) {
     char next_path[520];
     struct ph_journal base;
-    struct ph_journal next = {.fd = -1};
+    struct ph_journal next = PH_NO_JOURNAL;
     ph_journal_next_path(next_path, sizeof next_path, path);
     int code = ph_journal_open(&base, path, identity, writable, visit, counters, fault);
     *rewriting = code == 0 && access(next_path, F_OK) == 0;

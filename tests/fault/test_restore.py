@@ -224,9 +224,10 @@ def test_one_repaired_file_lifts_all(directory: Path, repaired: int) -> None:
 
 def test_a_lost_file_made_anew_while_the_daemon_runs(directory: Path) -> None:
     """F44: the page tells exactly how far it came, so nobody is asked and no time is lost."""
-    with scene(directory) as at:
+    with scene(directory, window_ms=20_000) as at:
         at.draw()
         at.daemon.obelisk(1).unlink()
+        os.kill(at.daemon.worker(1).pid, signal.SIGKILL)
         wait_until(lambda: "OBELISK_LOST" in at.daemon.log() or at.daemon.worker(1).state_name == "failed", "a loss")
         before = positions(at.daemon)
         said = at.bump("1", "--create")

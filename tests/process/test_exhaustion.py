@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import resource
 import signal
@@ -15,7 +16,7 @@ import pytest
 import libpharaoh
 from libpharaoh._framing import encode_request
 from libpharaoh._socket import Connection
-from libpharaoh.errors import ConnectFailedError, PharaohError, TimedOutError
+from libpharaoh.errors import ConnectFailedError, PharaohError, StorageFullError, TimedOutError
 from tests.support.daemon import Daemon, wait_until
 
 PATIENCE_S = 30.0
@@ -73,6 +74,33 @@ def test_out_of_descriptors(directory: Path) -> None:
         resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
         with libpharaoh.connect(daemon.socket, timeout=PATIENCE_S) as newcomer:
             assert newcomer.next_id() > 0
+        assert daemon.worker(0).pid == pid
+
+
+def leave_descriptors(pid: int, count: int) -> None:
+    """From now on the process can have so many more."""
+    taken = {int(number) for number in os.listdir(f"/proc/{pid}/fd")}
+    free = (number for number in itertools.count() if number not in taken)
+    limit = next(itertools.islice(free, count, None))
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (limit, resource.prlimit(pid, resource.RLIMIT_NOFILE)[1]))
+
+
+def test_counting_begins_when_there_are_descriptors(directory: Path) -> None:
+    """F7, F39, case core-emfile: none for the directory, or one for that and none for the file. That is 'later'."""
+    with (
+        Daemon(directory, coordinators=1) as daemon,
+        libpharaoh.connect(daemon.socket, rings=False, timeout=2.0) as client,
+    ):
+        client.next_id()
+        pid = daemon.worker(0).pid
+        limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        for left in (0, 1):
+            leave_descriptors(pid, left)
+            with pytest.raises(StorageFullError):
+                client.assign_offset("p")
+        assert client.next_id() > 0
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
+        assert [client.assign_offset("p") for _ in range(3)] == [0, 1, 2]
         assert daemon.worker(0).pid == pid
 
 
