@@ -1,4 +1,4 @@
-"""The connections and rings of one client, and the order of its ids.
+"""The connection and the ring of one client, and the order of its ids.
 
 Invariants
 - `next_id` and `next_ids` return ids greater than every id that such a call which ended earlier on the same client
@@ -7,9 +7,9 @@ Invariants
 - A strict id exceeds the `after` of its call, and nothing else that this client has got. It leaves `last` and the ring
   alone. In a causal client it counts as `next_id`'s do, and `last` is part of each `after`: one order of everything.
 - A request whose repetition does no harm never waits long for one worker while another one may answer: see `retry`.
-- The lock is held for every use of a connection and every change of rings: all methods run under it, except those that
-  say otherwise. The fast paths take no lock: they use a ring that was current when they began, which costs at worst a
-  trip through the slow path.
+- The lock is held for every use of the connection and every change of the ring: all methods run under it, except those
+  that say otherwise. The fast paths take no lock: they use a ring that was current when they began, which costs a trip
+  through the slow path at worst.
 - Between any two bytecodes a signal's handler may raise an exception, or fork. So the lock is taken and given back in C
   (csrc/native_source.c), and every socket, descriptor and mapping belongs to an object that gives it back. After such
   an exception, as in a child, the next call begins with `_tidy`, which can itself be interrupted and repeated.
@@ -44,8 +44,6 @@ from libpharaoh.scarab import ID_MAX, parse
 
 RING_RETRY_SECONDS = 1.0
 _WAIT_SLICES_NS = (20_000_000, 20_000_000, 10_000_000)
-_ATTACH_SECONDS_MAX = 0.03
-"""A worker that is up answers far sooner, and other threads wait meanwhile."""
 PATIENCE_SECONDS = 0.1
 """How long somebody may be silent before another worker is asked; doubled with each attempt."""
 _T = TypeVar("_T")

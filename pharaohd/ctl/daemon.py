@@ -34,6 +34,8 @@ RELOAD_POLL_S = 0.02
 RELOAD_HINT = "`pharaohd --validate --config FILE` tells what is wrong"
 HEARTBEAT_STALE_MS = 5000
 CEILING_STALE_MS = 1000
+CLOCK_AHEAD_MS = 300_000
+"""From here on the time that ids carry is told to whoever watches, although nothing is wrong with the ids."""
 WORKER_HEADERS = {
     "coordinator": "coord",
     "state": "state",
@@ -83,14 +85,17 @@ def facts_of_worker(worker: WorkerStats, layout: scarab.Layout) -> Row:
 def status_command(target: Target) -> int:
     """Is all well?
 
-    Exit status 0: every worker is live, and the disk keeps up; 3: no daemon; 4: degraded.
+    Exit status 0: every worker is live, disk and clock keep up; 3: no daemon; 4: degraded.
     ceilings_stale: coordinators whose disk has not synced for a second what was asked for.
+    clock_alarms: coordinators that do not follow a forward jump. clock_ahead_ms: degraded from five minutes on.
     """
     with Reader(os.path.dirname(target.socket_path())) as page:
         daemon, workers = page.daemon(), page.workers()
     live = {worker.coordinator for worker in workers if is_live(worker)}
     stale = [worker.coordinator for worker in workers if worker.ceiling_wait_ms > CEILING_STALE_MS]
-    well = len(live) == len(workers) and not stale
+    alarms = [worker.coordinator for worker in workers if worker.clock_jump_ms]
+    ahead_ms = max((worker.clock_ahead_ms for worker in workers), default=0)
+    well = len(live) == len(workers) and not stale and not alarms and ahead_ms < CLOCK_AHEAD_MS
     facts = {
         "status": "ok" if well else "degraded",
         "supervisor_pid": daemon.supervisor_pid,
@@ -98,11 +103,11 @@ def status_command(target: Target) -> int:
         "workers_live": len(live),
         "workers_total": len(workers),
         "workers_not_live": [worker.coordinator for worker in workers if worker.coordinator not in live],
-        "clock_ahead_ms": max((worker.clock_ahead_ms for worker in workers), default=0),
+        "clock_ahead_ms": ahead_ms,
         "ceilings_stale": stale,
         "first_live": None if daemon.first_live == NO_COORDINATOR else daemon.first_live,
         "restarts": sum(worker.restart_count for worker in workers),
-        "clock_alarms": [worker.coordinator for worker in workers if worker.clock_jump_ms],
+        "clock_alarms": alarms,
         "ids_issued": sum(worker.ids_ring + worker.ids_socket + worker.ids_strict for worker in workers),
         "dense_values": sum(worker.ids_dense for worker in workers),
         "counters": sum(worker.counters for worker in workers),

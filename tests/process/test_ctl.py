@@ -82,6 +82,11 @@ class Daemon:
         assert (done.returncode, done.stderr) == (0, "")
         return json.loads(done.stdout)
 
+    def status(self) -> tuple[int, Any]:
+        """Exit status, and what it says."""
+        done = self.ctl("status", "-o", "json")
+        return done.returncode, json.loads(done.stdout)
+
 
 @pytest.fixture(scope="module")
 def shared() -> Iterator[Daemon]:
@@ -234,13 +239,31 @@ def test_clock_accept_follows_a_forward_jump(own: Daemon) -> None:
     own.start()
     before = libpharaoh.parse(int(own.ctl("next").stdout)).unix_ms
     offset.write_bytes(struct.pack("<q", HOUR_NS))
-    own.wait_until(lambda: own.ctl_json("status")["clock_alarms"] == [0, 1])
+    own.wait_until(lambda: own.status()[1]["clock_alarms"] == [0, 1])
+    code, facts = own.status()
+    assert (code, facts["status"]) == (4, "degraded")
     for _ in range(4):
         assert libpharaoh.parse(int(own.ctl("next").stdout)).unix_ms < before + 60_000
     assert own.ctl_json("clock", "accept")["moved_ms"] > 3_500_000
     for key in ("a", "b"):  # one of each coordinator
         assert libpharaoh.parse(int(own.ctl("timestamp", key).stdout)).unix_ms >= before + 3_500_000
-    own.wait_until(lambda: own.ctl_json("status")["clock_alarms"] == [])
+    own.wait_until(lambda: own.status()[1]["clock_alarms"] == [])
+    assert own.status()[0] == 0
+
+
+def test_ids_far_ahead_of_the_clock_are_told(own: Daemon) -> None:
+    """F18: a step back by an hour harms no id; who watches shall see that their time is not the wall clock's."""
+    offset = own.directory / "offset"
+    offset.write_bytes(bytes(8))
+    own.stop()
+    own.config.write_text(CONFIG + f'[clock]\noffset_file = "{offset}"\n')
+    own.start()
+    own.ctl("next")
+    offset.write_bytes(struct.pack("<q", -HOUR_NS))
+    own.wait_until(lambda: own.status()[1]["clock_ahead_ms"] > 3_500_000)
+    code, facts = own.status()
+    assert (code, facts["status"], facts["clock_alarms"]) == (4, "degraded", [])
+    assert own.ctl("next").returncode == 0
 
 
 # ---- ids by key, dense values, counters ----

@@ -13,7 +13,7 @@ import libpharaoh
 from libpharaoh import Layout
 from libpharaoh._socket import Connection
 from libpharaoh.errors import AlreadyRunningError
-from pharaohd import obelisk
+from pharaohd import manifest, obelisk, sole
 from pharaohd.stats import Reader, WorkerState
 from tests.support.daemon import Daemon, wait_until
 from tests.support.ledger import tick_of
@@ -139,10 +139,10 @@ def targets(pid: int) -> set[str]:
     return found
 
 
-def listening(daemon: Daemon) -> dict[str, str]:
-    """Socket path → what /proc/PID/fd shows for it."""
+def listening() -> dict[str, str]:
+    """Socket's path, or @ and its name → what /proc/PID/fd shows for it."""
     rows = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()[1:]]
-    return {row[7]: f"socket:[{row[6]}]" for row in rows if len(row) > 7 and row[7].startswith(str(daemon.runtime_dir))}
+    return {row[7]: f"socket:[{row[6]}]" for row in rows if len(row) > 7}
 
 
 def test_workers_hold_only_their_own(directory: Path) -> None:
@@ -154,7 +154,8 @@ def test_workers_hold_only_their_own(directory: Path) -> None:
         wait_until(lambda: all(worker.wakeups for worker in daemon.workers()), "all serve")
         assert daemon.process is not None
         pids = daemon.worker_pids()
-        sockets = listening(daemon)
+        sockets = listening()
+        name = sole.name_of(manifest.directory_id(str(daemon.state_dir))).decode().replace("\0", "@")
         own = {number: sockets[f"{daemon.runtime_dir}/coordinators/{number:04d}.sock"] for number in pids}
         held = {number: targets(pid) for number, pid in pids.items()}
         supervisor = targets(daemon.process.pid)
@@ -166,7 +167,7 @@ def test_workers_hold_only_their_own(directory: Path) -> None:
                 assert own[other] not in held[number]
                 assert str(daemon.obelisk(other)) not in held[number]
                 shared = {target for target in held[number] & held[other] if target.startswith(("socket:", "pipe:"))}
-                assert shared == {sockets[daemon.socket]}, "a stream of a sibling"
+                assert shared == {sockets[daemon.socket], sockets[name]}, "a stream of a sibling"
             assert str(daemon.runtime_dir) not in held[number], "the supervisor's lock"
             assert str(daemon.state_dir) not in held[number], "the supervisor's lock"
             assert str(daemon.obelisk(number)) not in supervisor
