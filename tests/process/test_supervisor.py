@@ -199,7 +199,7 @@ def test_worker_keeps_only_its_own_descriptors(daemon: Daemon) -> None:
         held: dict[str, str] = json.loads((daemon.directory / name).read_text().splitlines()[-1])
         others = [target for fd, target in held.items() if int(fd) > 2]
         sockets = [target for target in others if target.startswith("socket:")]
-        assert len(sockets) == 3  # rpc.sock, its own, its stream
+        assert len(sockets) == 4  # rpc.sock, its own, its stream, the directory's name
         page = hosttime.page_path(str(daemon.directory / "state"))
         assert page is not None
         locks = {page, str(daemon.directory / "coordinators")}  # free when the last worker has gone
