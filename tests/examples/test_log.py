@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -460,7 +461,9 @@ class Theatre:
 
     def state(self) -> State:
         states = self.log.group("group")
-        return existing(states, states.last())
+        while True:
+            with contextlib.suppress(LogError):  # a newer one took its place between the two looks
+                return existing(states, states.last())
 
     # --- the end
 
