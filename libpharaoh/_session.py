@@ -74,6 +74,8 @@ class Session(Source):
         self.ring_at_hand: Ring | None = None
         """Whoever reads it needs no lock: one that is let go meanwhile gives nothing any more."""
         self._ring_retry_at = 0.0
+        self._first = -1
+        """The coordinator that owns requests without a key, for whoever looks on; -1 when there is none."""
         self._behind = False
         """Whether the last id did not come out of the ring, which may not have reached that time yet."""
         _sessions.add(self)
@@ -174,6 +176,7 @@ class Session(Source):
             self.endpoints.avoid(path)
             raise
         self.endpoints.learn(self.hello)
+        self._first = min(self.hello.coordinators, default=-1)
         self._connection = connection
         return connection
 

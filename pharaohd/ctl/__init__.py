@@ -1,1 +1,10 @@
-"""What the command `pharaohctl` does. Empty: it is imported even where the packages that the command needs are not."""
+"""What the command `pharaohctl` does. Imports nothing: it is loaded even where the packages of the command are not."""
+
+from __future__ import annotations
+
+
+def main() -> None:
+    """The command, by sys.argv."""
+    from pharaohd.entry import control
+
+    control()
