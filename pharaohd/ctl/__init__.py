@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def main() -> None:
-    """The command, by sys.argv."""
+    """The command, by sys.argv. Raises SystemExit."""
     from pharaohd.entry import control
 
-    control()
+    raise SystemExit(control())
