@@ -6,23 +6,15 @@ import os
 import sys
 from collections.abc import Callable
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import click
 
 from libpharaoh.errors import StartError, StateDirError
-from pharaohd import log
+from pharaohd import entry, log
 from pharaohd import settings as settings_module
 from pharaohd.contract import RouterSpec
 from pharaohd.settings import Settings
-
-
-def version_text() -> str:
-    try:
-        return version("pharaoh")
-    except PackageNotFoundError:
-        return "unknown (run from a source tree)"
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -39,7 +31,7 @@ def version_text() -> str:
     help="Make a new state directory and exit. Without it one that has no manifest is refused: its volume may not be "
     "mounted. --dir makes its own.",
 )  # fmt: skip
-@click.version_option(version_text(), prog_name="pharaohd")
+@click.version_option(entry.version_text(), prog_name="pharaohd")
 def main(config: Path | None, directory: Path | None, validate: bool, make_new: bool) -> None:
     """Hands out unique, time-ordered 64-bit ids to the processes of this host.
 
@@ -50,6 +42,7 @@ def main(config: Path | None, directory: Path | None, validate: bool, make_new: 
     try:
         settings = load()
         if validate:
+            check_host(settings)
             click.echo("pharaohd: the settings are valid")
             return
         if make_new:
@@ -58,6 +51,17 @@ def main(config: Path | None, directory: Path | None, validate: bool, make_new: 
         serve(settings, load, may_be_new=directory is not None)
     except StartError as error:
         sys.exit(report(error))
+
+
+def check_host(settings: Settings) -> None:
+    """What the settings name on this host: the group, and the file of an injected clock. Raises StartError."""
+    from pharaohd.premises import group_id
+
+    group_id(settings.rpc.group)
+    if settings.clock.offset_file:
+        from pharaohd import hosttime
+
+        hosttime.Clock(settings)
 
 
 def init(settings: Settings) -> str:
@@ -90,7 +94,7 @@ def creator(settings: Settings) -> Callable[[int, str], None]:
 
 
 def serve(settings: Settings, load: partial[Settings], *, may_be_new: bool) -> None:
-    # Here and not above: --validate and --help need no core. All before the first fork, so that workers share it.
+    # Here and not above: --help and most of --validate need no core. All before the first fork, so that workers share it.
     from pharaohd import obelisk, worker
     from pharaohd.supervisor import Supervisor
 

@@ -5,7 +5,7 @@ Invariants
   from is all there is, and nobody writes meanwhile.
 - The page is a file in /dev/shm, named by the id that the state directory's manifest holds, locked by every process
   of the daemon. It is believed only as a regular file of this user, of one name, of this size, version and boot.
-  Otherwise it is no evidence, and it is replaced whole: temporary file, then rename.
+  Otherwise it is no evidence, and it is replaced by a new one, which gets its name when it is whole.
 - Where it cannot be had it is memory without a name: workers succeed each other exactly, and the successor of a
   killed daemon goes on from the ceilings.
 - A page that is locked belongs to a live daemon on a copy of this directory: nothing is issued from two of them.
@@ -223,13 +223,12 @@ def anonymous_page() -> Page:
 
 
 class PendingPage:
-    """A new page under a temporary name, until `publish`."""
+    """A new page without a name, until `publish`: a start that is killed before leaves nothing behind."""
 
     def __init__(self, path: str, id: bytes) -> None:
         """Raises OSError."""
         self._path = path
-        self._temporary = f"{path}.{secrets.token_hex(8)}"
-        descriptor = os.open(self._temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(os.path.dirname(path), os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             os.posix_fallocate(descriptor, 0, PAGE_BYTES)  # a full tmpfs shows here and not as SIGBUS later
@@ -241,20 +240,16 @@ class PendingPage:
             ffi.memmove(head.directory_id, id, 16)
         except OSError:
             os.close(descriptor)
-            self._discard()
             raise
 
     def publish(self) -> None:
         """Once it is filled in. Where it can have no name it serves this start all the same."""
         self.page.struct.magic = lib.PH_HOST_PAGE_MAGIC
-        try:
-            os.rename(self._temporary, self._path)
-        except OSError:
-            self._discard()
-
-    def _discard(self) -> None:
         with contextlib.suppress(OSError):
-            os.unlink(self._temporary)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._path)  # what was not believed, or a copy whose evidence this page holds
+            # src_dir_fd goes unused beside an absolute path, but with it Python calls linkat(), which follows links.
+            os.link(f"/proc/self/fd/{self.page.descriptor}", self._path, src_dir_fd=self.page.descriptor)
 
 
 # --- the evidence

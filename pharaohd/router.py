@@ -6,6 +6,7 @@ It listens on `coordinators/router.sock`, for the daemon's own user, and issues 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import json
 import os
@@ -101,11 +102,12 @@ class Router:
             await asyncio.sleep(HEARTBEAT_S)
 
     async def _obey(self, orders: asyncio.StreamReader) -> None:
-        while line := await orders.readline():
-            order = json.loads(line)
-            if order["do"] == "stop":
-                break
-            log.configure(order["settings"]["log"]["level"], self._spec.settings.log.format)
+        with contextlib.suppress(ConnectionError):  # it died and left unread what the router had said
+            while line := await orders.readline():
+                order = json.loads(line)
+                if order["do"] == "stop":
+                    break
+                log.configure(order["settings"]["log"]["level"], self._spec.settings.log.format)
         self._stop.set()  # told to, or the supervisor died
 
     # Requests of workers

@@ -14,10 +14,11 @@ import mmap
 import os
 import re
 import socket
+import struct
 import threading
 import time
 import zlib
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
@@ -189,6 +190,8 @@ class FakeDaemon:
         self.behaviours: dict[str, deque[Behaviour]] = defaultdict(deque)
         self.requests: list[tuple[int, str, list[Any]]] = []
         """Coordinator, method, params of everything that was asked."""
+        self.by_connection: Counter[tuple[int, str]] = Counter()
+        """How often what was asked over connections that a process had made: by process id and method."""
         self.strict_requests: list[tuple[int, int, bool]] = []
         """Whose id, after, and whether without a key, of all that came by rings."""
         self.made: list[FakeRing] = []
@@ -273,11 +276,13 @@ class FakeDaemon:
 
     def _converse(self, connection: socket.socket, coordinator: int) -> None:
         unpacker = msgpack.Unpacker()
+        peer = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
         try:
             while data := connection.recv(65536):
                 unpacker.feed(data)
                 for _, msgid, method, params in unpacker:
                     self.requests.append((coordinator, method, params))
+                    self.by_connection[peer, method] += 1
                     if coordinator in self.standing_still:
                         continue
                     self._reply(connection, coordinator, msgid, method, params)

@@ -333,12 +333,14 @@ def test_its_heart_beats(bench: Bench) -> None:
     bench.run(use)
 
 
-@pytest.mark.parametrize("how", ["stop", "supervisor gone", "SIGTERM"])
+@pytest.mark.parametrize("how", ["stop", "supervisor gone", "supervisor killed", "SIGTERM"])
 def test_it_ends_and_leaves_tidy_files(bench: Bench, how: str) -> None:
     async def use() -> None:
         await bench.ask("@register_schema", "s", "x")
         if how == "supervisor gone":
             bench.supervisor.shutdown(socket.SHUT_WR)
+        elif how == "supervisor killed":
+            bench.supervisor.close()  # what the router said is unread: its end of the stream is reset
         elif how == "SIGTERM":
             os.kill(os.getpid(), signal.SIGTERM)
 

@@ -9,10 +9,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from libpharaoh.errors import SettingsError
+from libpharaoh.errors import GroupUnknownError, SettingsError, StartError
+from pharaohd import cli
 from pharaohd.settings import (
     BY_NAME,
     SETTINGS,
@@ -170,6 +172,22 @@ def test_environment_mistakes(variable: str, value: str, said: str) -> None:
     with pytest.raises(SettingsError) as caught:
         load(None, None, {variable: value})
     assert said in caught.value.detail
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ('[rpc]\ngroup = "nobody-of-this-name"', GroupUnknownError),
+        ('[rpc]\ngroup = ""\n[clock]\noffset_file = "/no/such/file"', SettingsError),
+        ('[rpc]\ngroup = ""', None),
+    ],
+)
+def test_validate_looks_at_what_they_name(text: str, error: type[StartError] | None, tmp_path: Path) -> None:
+    path = tmp_path / "pharaohd.toml"
+    path.write_text(text)
+    result = CliRunner().invoke(cli.main, ["--config", str(path), "--validate"])
+    assert result.exit_code == (error.exit_status if error else 0)
+    assert (error.name if error else "the settings are valid") in result.output
 
 
 def test_directory_mode(tmp_path: Path) -> None:
