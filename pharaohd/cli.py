@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from libpharaoh.errors import StartError, StateDirError
-from pharaohd import entry, log
+from pharaohd import log
 from pharaohd import settings as settings_module
 from pharaohd.contract import RouterSpec
 from pharaohd.settings import Settings
@@ -31,7 +31,7 @@ from pharaohd.settings import Settings
     help="Make a new state directory and exit. Without it one that has no manifest is refused: its volume may not be "
     "mounted. --dir makes its own.",
 )  # fmt: skip
-@click.version_option(entry.version_text(), prog_name="pharaohd")
+@click.version_option(package_name="pharaoh", prog_name="pharaohd")
 def main(config: Path | None, directory: Path | None, validate: bool, make_new: bool) -> None:
     """Hands out unique, time-ordered 64-bit ids to the processes of this host.
 
@@ -94,7 +94,7 @@ def creator(settings: Settings) -> Callable[[int, str], None]:
 
 
 def serve(settings: Settings, load: partial[Settings], *, may_be_new: bool) -> None:
-    # Here and not above: --help and most of --validate need no core. All before the first fork, so that workers share it.
+    # Here and not above: --help and most of --validate need no core. Before the first fork, so that workers share it.
     from pharaohd import obelisk, worker
     from pharaohd.supervisor import Supervisor
 

@@ -7,7 +7,6 @@ before the packages are known to be there.
 from __future__ import annotations
 
 import sys
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
 # All of them, and first: fastavro is imported by the router alone, which would only fail again and again.
@@ -20,14 +19,6 @@ def require_packages(command: str) -> None:
     if missing:
         names = ", ".join(missing)
         sys.exit(f"{command}: packages that it needs are not installed ({names}): pip install 'pharaoh[daemon]'")
-
-
-def version_text() -> str:
-    """Of the installed package, for --version."""
-    try:
-        return version("pharaoh")
-    except PackageNotFoundError:
-        return "unknown (run from a source tree)"
 
 
 def daemon() -> None:

@@ -14,7 +14,6 @@ import click
 from libpharaoh.errors import PharaohError
 from pharaohd.ctl import counters, daemon, dense, ids, obelisks, schemas
 from pharaohd.ctl.common import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_STATUSES, common_options, explain
-from pharaohd.entry import version_text
 
 SECTIONS: dict[str, Mapping[str, click.Command]] = {
     "Ids": ids.section.commands,
@@ -44,7 +43,7 @@ class Purposes(click.Group):
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog=EXIT_STATUSES,
 )
-@click.version_option(version_text(), prog_name="pharaohctl")
+@click.version_option(package_name="pharaoh", prog_name="pharaohctl")
 @common_options
 def cli() -> None:
     """Asks and cares for a Pharaoh daemon.

@@ -6,12 +6,17 @@ import re
 import sys
 import tomllib
 from collections.abc import Callable
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
+import click
 import pytest
+from click.testing import CliRunner
 
+from pharaohd import cli as daemon_cli
 from pharaohd import entry
+from pharaohd.ctl import cli as ctl_cli
 
 ROOT = Path(__file__).parents[2]
 
@@ -23,6 +28,11 @@ def test_it_asks_for_the_extra_of_the_daemon() -> None:
 
 def test_with_all_of_them_it_goes_on() -> None:
     entry.require_packages("pharaohd")
+
+
+@pytest.mark.parametrize(("name", "command"), [("pharaohd", daemon_cli.main), ("pharaohctl", ctl_cli.cli)])
+def test_version(name: str, command: click.Command) -> None:
+    assert CliRunner().invoke(command, ["--version"]).output == f"{name}, version {version('pharaoh')}\n"
 
 
 @pytest.mark.parametrize("missing", entry.PACKAGES)
