@@ -223,7 +223,10 @@ def anonymous_page() -> Page:
 
 
 class PendingPage:
-    """A new page without a name, until `publish`: a start that is killed before leaves nothing behind."""
+    """A new page without a name, until `publish`: a start that is killed before leaves nothing behind.
+
+    /proc and lsof go on to show it as `#inode (deleted)`.
+    """
 
     def __init__(self, path: str, id: bytes) -> None:
         """Raises OSError."""
