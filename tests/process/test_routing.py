@@ -30,7 +30,7 @@ from libpharaoh.errors import (
     WrongCoordinatorError,
 )
 from pharaohd.stats import WorkerState
-from tests.support.daemon import Daemon, short_directory, wait_until
+from tests.support.daemon import Daemon, Settings, short_directory, wait_until
 from tests.support.drawer import KEYED_METHODS, Drawer, drawers
 from tests.support.ledger import check_real_time_order, check_unique, tick_of
 from tests.support.wire import Request, Wire
@@ -375,6 +375,36 @@ def test_late_replies_go_nowhere(patient: Daemon) -> None:
         wait_until(lambda: next_offset(wires[0], key) == IN_FLIGHT_MAX, "all has been answered, if late")
         assert wires[0].ask("assign_offset", key) == IN_FLIGHT_MAX
         assert all(wire.ask("ping") == "pong" for wire in wires)
+
+
+def test_a_strict_request_waits_for_a_full_link_as_long_as_for_an_answer(directory: Path) -> None:
+    """F12, F33: dense requests that may wait long have all numbers of a link: who was asked stands in all the same."""
+    key = KEY_OF[1][0]
+    settings: Settings = {"worker": {"hang_ms_max": 600_000}, "rpc": {"stall_ms_max": 60_000}}
+    with Daemon(directory, coordinators=COORDINATORS, settings=settings) as daemon, contextlib.ExitStack() as stack:
+        wires = [stack.enter_context(Wire(daemon.own_socket(0))) for _ in range(IN_FLIGHT_MAX // FORWARDED_MAX)]
+        with standing_still(daemon, 1), Wire(daemon.own_socket(0)) as late:
+            posted = [wire.post(*([("assign_offset", [key])] * FORWARDED_MAX)) for wire in wires]
+            wait_until(lambda: daemon.worker(0).requests_forwarded == IN_FLIGHT_MAX, "every number is taken")
+            assert parse(late.ask("get_timestamp", key)).coordinator == 0
+            assert daemon.worker(0).requests_forwarded == IN_FLIGHT_MAX
+        offsets = [reply.result for wire, numbers in zip(wires, posted, strict=True) for reply in wire.wait(numbers)]
+    assert sorted(offsets) == list(range(IN_FLIGHT_MAX))
+
+
+def test_a_worker_that_stops_tells_those_who_wait_for_its_sibling(directory: Path) -> None:
+    """F12, F33: what it has passed on is answered before it hangs up, as what waits for itself is."""
+    key = KEY_OF[1][0]
+    settings: Settings = {"worker": {"hang_ms_max": 600_000}, "rpc": {"stall_ms_max": 60_000}}
+    with Daemon(directory, coordinators=COORDINATORS, settings=settings) as daemon:
+        with Wire(daemon.own_socket(0)) as before:  # connections are closed last come first: the link is an older one
+            assert before.ask("assign_offset", key) == 0
+        with standing_still(daemon, 1), Wire(daemon.own_socket(0)) as wire:
+            posted = wire.post(("assign_offset", [key]), ("counter_read", ["offset", key]))
+            wait_until(lambda: daemon.worker(0).requests_forwarded == 1 + len(posted), "they are with its sibling")
+            os.kill(daemon.worker(0).pid, signal.SIGTERM)
+            assert [type(reply.error) for reply in wire.wait(posted)] == [UnavailableError] * len(posted)
+            assert wire.hung_up()
 
 
 def next_offset(wire: Wire, key: str) -> object:
