@@ -3,7 +3,7 @@ SHELL := /bin/sh
 VENV := .venv
 BIN := $(VENV)/bin
 
-C_FILES = $(wildcard libpharaoh/csrc/*.[ch] pharaohd/csrc/*.[ch])
+C_FILES = $(wildcard libpharaoh/csrc/*.[ch] pharaohd/csrc/*.[ch] pharaohd/csrc/*/*.[ch])
 ALL_C_FILES = $(C_FILES) $(wildcard tests/csrc/*.[ch] bench/csrc/*.[ch])
 PY_DIRS = $(sort $(dir $(wildcard $(addsuffix /*.py,libpharaoh pharaohd tools bench demo examples tests))))
 

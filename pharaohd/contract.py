@@ -35,6 +35,8 @@ class WorkerSpec:
     """The listening rpc.sock, shared by all workers."""
     own_fd: int
     """The listening coordinators/NNNN.sock of this worker alone."""
+    private_fd: int
+    """The listening private/NNNN.sock: requests of the daemon's other processes."""
     control_fd: int
     """The stream to the supervisor."""
     stats_address: int
@@ -49,7 +51,7 @@ class RouterSpec:
     """Everything the router needs. Descriptors are inherited through fork; the router owns and closes them."""
 
     listen_fd: int
-    """The listening coordinators/router.sock."""
+    """The listening private/router.sock."""
     control_fd: int
     """The stream to the supervisor."""
     slot: Any

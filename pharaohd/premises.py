@@ -60,6 +60,7 @@ class Premises:
         self._locks: list[int] = []
         self._paths: dict[int, str] = {}
         self._own_fds: dict[int, int] = {}
+        self._private_fds: dict[int, int] = {}
         self.listen_fd = -1
         self.router_fd = -1
         self.children_lock_fd = -1
@@ -71,6 +72,9 @@ class Premises:
 
     def own_fd(self, coordinator: int) -> int:
         return self._own_fds[coordinator]
+
+    def private_fd(self, coordinator: int) -> int:
+        return self._private_fds[coordinator]
 
     def state_on_memory(self) -> bool:
         """Whether the state is lost when the machine restarts."""
@@ -95,6 +99,7 @@ class Premises:
             self._make_directory(host.runtime_dir, keep_existing=True)
             self._lock(host.runtime_dir, READER_PATIENCE_S, "another supervisor")
             self._make_directory(host.coordinators_dir, keep_existing=False)
+            self._make_private_directory(host.private_dir)
             self.children_lock_fd = self._lock(
                 host.coordinators_dir, self._settings.worker.stop_ms_max / 1000, "a process of a killed daemon"
             )
@@ -112,6 +117,7 @@ class Premises:
             for coordinator in host.owns:
                 self._own_fds[coordinator] = self._listen(host.coordinator_socket_path(coordinator))
                 self._open(host.coordinator_socket_path(coordinator))
+                self._private_fds[coordinator] = self._listen(host.private_socket_path(coordinator))
 
     def _make_directory(self, path: str, *, keep_existing: bool) -> None:
         """Open to whoever may use the sockets. keep_existing: what an administrator made stays as it is."""
@@ -121,6 +127,15 @@ class Premises:
             self._give(path, directory_mode(self._settings.rpc.mode))
         if not os.access(path, os.R_OK | os.W_OK | os.X_OK):
             raise RuntimeDirError(f"{path}: not readable and writable for this user")
+
+    def _make_private_directory(self, path: str) -> None:
+        """Of this user alone: nobody else's request may come that way."""
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(path, mode=0o700)
+        found = os.lstat(path)
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+            raise RuntimeDirError(f"{path} is not a directory of this user's")
+        os.chmod(path, 0o700)
 
     def _give(self, path: str, mode: int) -> None:
         try:

@@ -1,6 +1,6 @@
 """The router: the process for requests that workers pass on because they take long or span coordinators.
 
-It listens on `coordinators/router.sock`, for the daemon's own user, and issues no ids. See contract.py.
+It listens on `private/router.sock`, for the daemon's own user, and issues no ids. See contract.py.
 """
 
 from __future__ import annotations
@@ -176,7 +176,7 @@ class Router:
         config = self._spec.settings
         try:
             async with asyncio.timeout(config.rpc.stall_ms_max / 1000 + DEAF_S):
-                return await exchange(config.host.coordinator_socket_path(coordinator), method, params)
+                return await exchange(config.host.private_socket_path(coordinator), method, params)
         except (OSError, ProtocolViolationError) as error:  # TimeoutError among them
             raise UnavailableError(f"coordinator {coordinator}: {str(error) or 'no answer in time'}") from None
 

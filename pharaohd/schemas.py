@@ -348,7 +348,7 @@ class Registry:
 
     async def _has_counted(self) -> bool:
         try:
-            await self._ask(self._identity.coordinator, "counter_read", ["schema", ""])
+            await self._ask(self._identity.coordinator, "@counter_read", ["schema", ""])
         except CounterUnknownError:
             self._never_counted = True  # and will not have until this process draws a number
             return False

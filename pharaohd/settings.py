@@ -203,8 +203,16 @@ class Host:
         return os.path.join(self.coordinators_dir, f"{coordinator:04d}.sock")
 
     @property
+    def private_dir(self) -> str:
+        """Of the sockets over which the daemon's own processes ask each other."""
+        return os.path.join(self.runtime_dir, "private")
+
+    def private_socket_path(self, coordinator: int) -> str:
+        return os.path.join(self.private_dir, f"{coordinator:04d}.sock")
+
+    @property
     def router_socket_path(self) -> str:
-        return os.path.join(self.coordinators_dir, "router.sock")
+        return os.path.join(self.private_dir, "router.sock")
 
 
 @dataclass(frozen=True, slots=True)

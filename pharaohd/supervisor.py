@@ -23,13 +23,13 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from libpharaoh.errors import InternalError, RuntimeDirError, SettingsError, StartError, StateDirError, by_code
 from pharaohd import hosttime, log, manifest, policy, process, sole
 from pharaohd import settings as settings_module
+from pharaohd.children import ROUTER, Place, Run
 from pharaohd.contract import RouterEntry, RouterSpec, WorkerEntry, WorkerSpec
 from pharaohd.premises import Premises, converted
 from pharaohd.settings import Settings
@@ -40,54 +40,6 @@ MESSAGE_BYTES_MAX = 65_536
 ABORT_PATIENCE_S = 1.0
 FORK_RETRY_S = 1.0
 AHEAD_MS = 1000
-
-
-ROUTER = NO_COORDINATOR
-"""The router's place among the coordinators': none, and behind them all."""
-
-
-@dataclass(eq=False, slots=True)
-class Run:
-    """One process, from fork until it is reaped."""
-
-    child: process.Child
-    stream: socket.socket
-    forked_ns: int
-    inbox: bytes = b""
-    error: StartError | None = None
-    aborted: bool = False
-
-
-@dataclass(eq=False, slots=True)
-class Place:
-    """A coordinator's place or the router's: its processes come and go."""
-
-    number: int
-    """The coordinator, or ROUTER."""
-    title: str
-    """As `ps` shows it: "worker 0042", "router"."""
-    slot: Any
-    """Where it is seen, and says that it is alive: one of the statistics page, or for the router one of its own."""
-    own_fd: int
-    """The listening socket that only its processes accept on."""
-    keep: tuple[int, ...]
-    """The other descriptors that they keep."""
-    life: Callable[[int], Callable[[], int]]
-    """What a process does, given its end of the stream. Made before the fork: what is made after it is not shared."""
-    log: log.Logger
-    history: policy.History = field(default_factory=policy.History)
-    run: Run | None = None
-    started: bool = False
-    """Whether it was ever forked."""
-
-    @property
-    def kind(self) -> str:
-        return self.title.split()[0]
-
-    @property
-    def whose(self) -> str:
-        """For messages: "coordinator 42", "router"."""
-        return self.title if self.number == ROUTER else f"coordinator {self.number}"
 
 
 class Supervisor:
@@ -198,7 +150,7 @@ class Supervisor:
             number=coordinator,
             title=f"worker {coordinator:04d}",
             slot=self._page.slots[slot],
-            own_fd=premises.own_fd(coordinator),
+            own_fds=(premises.own_fd(coordinator), premises.private_fd(coordinator)),
             keep=(premises.listen_fd, premises.children_lock_fd, *self._lasting_fds()),
             life=partial(self._worker_life, coordinator, slot),
             log=log.logger("supervisor", coordinator),
@@ -209,7 +161,7 @@ class Supervisor:
             number=ROUTER,
             title="router",
             slot=new_slot(),
-            own_fd=self._premises.router_fd,
+            own_fds=(self._premises.router_fd,),
             keep=(self._premises.children_lock_fd, *self._lasting_fds()),
             life=self._router_life,
             log=self._log,
@@ -262,7 +214,9 @@ class Supervisor:
                     ours, theirs = socket.socketpair()
                     streams.append(ours)
                     end = held.enter_context(theirs).fileno()
-                    births.append((partial(run_child, place.title, place.life(end)), (end, place.own_fd, *place.keep)))
+                    births.append(
+                        (partial(run_child, place.title, place.life(end)), (end, *place.own_fds, *place.keep))
+                    )
             except OSError as error:
                 children: list[process.Child | OSError] = [error] * len(places)
             else:
@@ -300,6 +254,7 @@ class Supervisor:
             socket_path=host.socket_path,
             listen_fd=self._premises.listen_fd,
             own_fd=self._premises.own_fd(coordinator),
+            private_fd=self._premises.private_fd(coordinator),
             control_fd=control_fd,
             stats_address=self._page.address,
             host_page_address=self._host_page.address,
@@ -309,7 +264,7 @@ class Supervisor:
 
     def _router_life(self, control_fd: int) -> Callable[[], int]:
         place = self._places[-1]
-        return partial(self._route, RouterSpec(place.own_fd, control_fd, place.slot, self._settings))
+        return partial(self._route, RouterSpec(self._premises.router_fd, control_fd, place.slot, self._settings))
 
     def _on_stream(self, place: Place, run: Run) -> None:
         # In one turn a child may be reaped first, and its stream come afterwards.
@@ -393,7 +348,8 @@ class Supervisor:
         """This place will have no process any more."""
         self._mark_down(place, WorkerState.FAILED, status)
         self._failed.add(place.number)
-        self._premises.release(place.own_fd)
+        for listener in place.own_fds:
+            self._premises.release(listener)
         place.log.error(f"{place.kind} failed", error=str(error))
         if not self._serving or self._failed.issuperset(self._settings.host.owns):
             self._stop(error)

@@ -108,13 +108,15 @@ def make_config(spec: WorkerSpec) -> tuple[Any, list[Any]]:
     endpoints = os.path.join(os.path.dirname(spec.socket_path), "coordinators")
     strings = (
         spec.obelisk_path, spec.counters_path, endpoints, __version__, settings.host.name, settings.cluster.name,
+        settings.host.private_dir,
         "".join(f"{pattern}\0" for pattern in settings.counters.reserve),
     )  # fmt: skip
     texts = [ffi.new("char[]", os.fsencode(text)) for text in strings]
     config.obelisk_path, config.counters_path, config.endpoints, config.version = texts[:4]
-    config.host, config.cluster, config.reserve = texts[4:]
+    config.host, config.cluster, config.private_endpoints, config.reserve = texts[4:]
     obelisk.fill_identity(config.identity, obelisk.identity_for(settings, spec.coordinator))
-    config.listen_fd, config.own_fd, config.control_fd = spec.listen_fd, spec.own_fd, spec.control_fd
+    config.listen_fd, config.own_fd = spec.listen_fd, spec.own_fd
+    config.private_fd, config.control_fd = spec.private_fd, spec.control_fd
     config.stats = ffi.cast("struct ph_stats_header *", spec.stats_address)
     config.slot = spec.slot
     config.window_ms = settings.obelisk.window_ms

@@ -7,14 +7,19 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
 import sys
+import tempfile
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 FUNCTION_LINES_MAX = 70
+FILE_LINES_MAX = 500
+GENERATED = ("libpharaoh/errors.py",)
 
 # Who may import whom: docs/design.md. Every other directory may import what it likes but not be imported.
 PACKAGES = {
@@ -27,7 +32,19 @@ PACKAGES = {
     "tests": {"libpharaoh", "pharaohd", "tools", "bench", "demo", "examples", "tests"},
 }
 PRODUCT = ("libpharaoh", "pharaohd")
-INCLUDES = {"libpharaoh": {"libpharaoh"}, "pharaohd": {"libpharaoh", "pharaohd"}}
+
+# The layers of the daemon's C core, a folder each, and what each may use: calls and includes go down only, upward by
+# functions that are set at construction. "" is the folder itself: the worker, which owns all. docs/design.md.
+CORE = "pharaohd/csrc/"
+LAYERS = {
+    "base": {"base"},
+    "durable": {"base", "durable"},
+    "engine": {"base", "durable", "engine"},
+    "transport": {"base", "transport"},
+    "rpc": {"base", "transport", "rpc"},
+    "service": {"base", "durable", "engine", "transport", "rpc", "service"},
+    "": {"", "base", "durable", "engine", "transport", "rpc", "service"},
+}
 
 # The supervisor is handed its children's entries, so that neither side knows the other.
 STRANGERS = {
@@ -113,7 +130,7 @@ def imports_of(module: Module) -> Iterator[tuple[str, int]]:
 
 def read_c_files(root: Path) -> dict[str, str]:
     """Path → text without comments (their line ends are kept) of the product's C files."""
-    files = sorted(file for package in PRODUCT for file in (root / package / "csrc").glob("*.[ch]"))
+    files = sorted(file for package in PRODUCT for file in (root / package / "csrc").rglob("*.[ch]"))
     return {
         file.relative_to(root).as_posix(): C_COMMENT.sub(lambda m: "\n" * m[0].count("\n"), file.read_text())
         for file in files
@@ -165,6 +182,13 @@ def long_c_functions(path: str, text: str) -> Iterator[Finding]:
             start = None
 
 
+def long_files(root: Path, paths: Iterable[str]) -> Iterator[Finding]:
+    for path in paths:
+        length = len((root / path).read_text().splitlines())
+        if length > FILE_LINES_MAX and path.split("/")[0] in PRODUCT and path not in GENERATED:
+            yield Finding(path, 1, f"a file of {length} lines; at most {FILE_LINES_MAX}")
+
+
 def too_long(path: str, line: int, length: int) -> Iterator[Finding]:
     if length > FUNCTION_LINES_MAX:
         yield Finding(path, line, f"a function of {length} lines; at most {FUNCTION_LINES_MAX}")
@@ -177,13 +201,51 @@ def memory_orders(files: dict[str, str]) -> Iterator[Finding]:
                 yield Finding(path, number, f"{match[0]}: only ph_atomic.h names memory orders")
 
 
+def layer_of(path: str) -> str:
+    """The folder below pharaohd/csrc/; "" for a file in it."""
+    return "/".join(path.removeprefix(CORE).split("/")[:-1])
+
+
 def c_includes(files: dict[str, str]) -> Iterator[Finding]:
-    homes = {path.split("/")[-1]: path.split("/")[0] for path in files if path.endswith(".h")}
     for path, text in files.items():
-        package = path.split("/")[0]
         for number, line in enumerate(text.splitlines(), 1):
-            if (match := C_INCLUDE.match(line)) and homes.get(match[1]) not in INCLUDES[package]:
-                yield Finding(path, number, f"{package}/csrc may not include {match[1]}")
+            if (match := C_INCLUDE.match(line)) is None:
+                continue
+            if f"libpharaoh/csrc/{match[1]}" in files:
+                continue
+            if not path.startswith(CORE) or CORE + match[1] not in files:
+                yield Finding(path, number, f"{path.split('/')[0]}/csrc may not include {match[1]}")
+            elif layer_of(CORE + match[1]) not in LAYERS[layer_of(path)]:
+                yield Finding(path, number, f"{layer_of(path)}/ may not include {match[1]}")
+
+
+def symbols_of(root: Path, path: str, directory: Path) -> tuple[set[str], set[str]]:
+    """What the linker finds in a source of the core, and what it looks for elsewhere, of our own."""
+    target = directory / (path.replace("/", "_") + ".o")
+    includes = [f"-I{root / package / 'csrc'}" for package in PRODUCT]
+    command = ["cc", "-std=gnu11", "-w", *includes, "-c", str(root / path), "-o", str(target)]
+    if subprocess.run(command, stderr=subprocess.DEVNULL, check=False).returncode != 0:
+        return set(), set()  # the build says why
+    listing = subprocess.run(["nm", str(target)], check=True, capture_output=True, text=True).stdout
+    symbols = [line.split()[-2:] for line in listing.splitlines()]
+    ours = [(kind, name) for kind, name in symbols if name.startswith("ph_")]
+    return {name for kind, name in ours if kind.isupper() and kind != "U"}, {n for kind, n in ours if kind == "U"}
+
+
+def c_calls(root: Path, files: dict[str, str]) -> Iterator[Finding]:
+    """Of the objects, since a declaration could be repeated instead of included."""
+    sources = [path for path in files if path.startswith(CORE) and path.endswith(".c")]
+    with tempfile.TemporaryDirectory() as directory, ThreadPoolExecutor() as pool:
+        symbols = dict(
+            zip(sources, pool.map(lambda path: symbols_of(root, path, Path(directory)), sources), strict=True)
+        )
+    homes = {name: layer_of(path) for path, (defined, _) in symbols.items() for name in defined}
+    for path, (_, wanted) in symbols.items():
+        for name in sorted(wanted):
+            if name not in homes:
+                yield Finding(path, 1, f"{name} is in no file of the core")
+            elif homes[name] not in LAYERS[layer_of(path)]:
+                yield Finding(path, 1, f"{layer_of(path)}/ may not use {name} of {homes[name]}/")
 
 
 def c_names(files: dict[str, str]) -> Iterator[Finding]:
@@ -200,7 +262,11 @@ def dead_c_files(root: Path, files: dict[str, str]) -> Iterator[Finding]:
     named_in = [root / "setup.py", *(root / package / "_build.py" for package in PRODUCT)]
     builders = "".join(file.read_text() for file in named_in if file.exists())
     alive = {word.split("/")[-1] for string in re.findall(r'"([^"\n]*)"', builders) for word in string.split()}
-    alive |= {match[1] for text in files.values() for match in re.finditer(r'^#include "([^"]+)"', text, re.MULTILINE)}
+    alive |= {
+        match[1].split("/")[-1]
+        for text in files.values()
+        for match in re.finditer(r'^#include "([^"]+)"', text, re.MULTILINE)
+    }
     for path in files:
         name = path.split("/")[-1]
         if not {name, name.removesuffix(".c"), f"*{name[-2:]}"} & alive:
@@ -237,6 +303,8 @@ def findings(root: Path) -> list[Finding]:
         *(finding for path, text in files.items() for finding in long_c_functions(path, text)),
         *memory_orders(files),
         *c_includes(files),
+        *c_calls(root, files),
+        *long_files(root, [*(module.path for module in modules), *files]),
         *c_names(files),
         *dead_c_files(root, files),
         *dead_modules(root, modules),

@@ -44,4 +44,9 @@ static inline void ph_cpu_relax(void) {
 static inline int ph_lock_try(uint64_t *word) { return __atomic_exchange_n(word, 1, __ATOMIC_ACQUIRE) == 0; }
 static inline void ph_lock_release(uint64_t *word) { __atomic_store_n(word, 0, __ATOMIC_RELEASE); }
 
+/* Of a counter that one thread alone writes. */
+static inline void ph_count(uint64_t *counter, uint64_t by) {
+    ph_store_relaxed(counter, ph_load_relaxed(counter) + by);
+}
+
 #endif

@@ -3,63 +3,23 @@
 #include "worker.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <sched.h>
 #include <signal.h>
-#include <stdarg.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
-#include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/signalfd.h>
-#include <sys/syscall.h>
-#include <time.h>
 #include <unistd.h>
 
-#include "dense.h"
 #include "ph_errors.h"
 
 #define EVENTS_PER_WAIT 64
-#define LINES_PER_SECOND 10
 #define HEARTBEAT_NS UINT64_C(1000000000)
 #define CEILING_RETRY_NS UINT64_C(10000000)
-#define FORWARD_CHECK_NS UINT64_C(10000000)
-#define NS_PER_MS UINT64_C(1000000)
+#define REPLY_CHECK_NS UINT64_C(10000000)
 
-/* A client may cause lines, but not a flood of them: the first few of each second, and how many more there were. */
-void ph_worker_log(struct ph_worker *worker, int level, const char *format, ...) {
-    if (worker->event_count == PH_EVENTS_MAX || worker->lines_this_second == LINES_PER_SECOND) {
-        worker->lines_left_out++;
-        return;
-    }
-    worker->lines_this_second++;
-    struct ph_event *event = &worker->events[worker->event_count++];
-    event->kind = PH_EVENT_LOG;
-    event->level = level;
-    va_list arguments;
-    va_start(arguments, format);
-    vsnprintf(event->text, sizeof event->text, format, arguments);
-    va_end(arguments);
-}
-
-int ph_worker_watch(struct ph_worker *worker, struct ph_source *source, uint32_t events) {
-    struct epoll_event event = {.events = events, .data.ptr = source};
-    return epoll_ctl(worker->epoll_fd, EPOLL_CTL_ADD, source->fd, &event);
-}
-
-/*
- * The kernel wakes one of the workers that wait on the shared listener: the one that has been in its queue for longest.
- * Who has accepted goes to the queue's end, so that connections go round; otherwise one worker would get them all.
- */
-void ph_worker_yield_listener(struct ph_worker *worker, struct ph_source *listener) {
-    if (listener == &worker->listeners[0]) {
-        epoll_ctl(worker->epoll_fd, EPOLL_CTL_DEL, listener->fd, NULL);
-        ph_worker_watch(worker, listener, EPOLLIN | EPOLLEXCLUSIVE);
-    }
-}
+/* --- opening */
 
 static int take_obelisk(struct ph_worker *worker, struct ph_fault *fault) {
     const struct ph_worker_config *config = &worker->config;
@@ -68,49 +28,57 @@ static int take_obelisk(struct ph_worker *worker, struct ph_fault *fault) {
     if (code != 0) {
         return code;
     }
-    ph_mint_init(&worker->mint, config->host_page, &config->identity.layout, config->identity.coordinator,
+    ph_mint_init(&worker->service.mint, config->host_page, &config->identity.layout, config->identity.coordinator,
                  config->window_ms, config->after_ms_max);
-    ph_host_clock_init(&worker->mint.clock, config->host_page, config->identity.coordinator, source,
+    ph_host_clock_init(&worker->service.mint.clock, config->host_page, config->identity.coordinator, source,
                        (int64_t)config->jump_ms_max * PH_NS_PER_MS, (int64_t)config->slew_per_mille);
-    worker->mint.syncer = &worker->syncer;
+    worker->service.mint.syncer = &worker->syncer;
     code = ph_obelisk_check(&worker->obelisk, &config->identity, fault);
-    code = code != 0 ? code : ph_mint_take_over(&worker->mint, &worker->obelisk, fault);
+    code = code != 0 ? code : ph_mint_take_over(&worker->service.mint, &worker->obelisk, fault);
     if (code != 0) {
         ph_obelisk_close(&worker->obelisk);
     }
     return code;
 }
 
+static void control_ready(struct ph_source *source, uint32_t events) {
+    (void)events;
+    ph_events_add(&((struct ph_own_source *)(void *)source)->worker->events, PH_EVENT_CONTROL);
+}
+
+static void signal_ready(struct ph_source *source, uint32_t events) {
+    (void)events;
+    ph_events_add(&((struct ph_own_source *)(void *)source)->worker->events, PH_EVENT_STOP);
+}
+
+/* Edge-triggered: never read; the durable ceiling is looked at in each round. */
+static void sync_ready(struct ph_source *source, uint32_t events) {
+    (void)events;
+    ph_streams_resume_soon(&((struct ph_own_source *)(void *)source)->worker->service.streams);
+}
+
+static int watch_one(struct ph_worker *worker, struct ph_own_source *own, int fd,
+                     void (*ready)(struct ph_source *source, uint32_t events), uint32_t events) {
+    *own = (struct ph_own_source){{fd, ready}, worker};
+    return ph_reactor_add(&worker->reactor, &own->source, events);
+}
+
 static int watch_sources(struct ph_worker *worker) {
+    const struct ph_worker_config *config = &worker->config;
+    struct ph_listeners *listeners = &worker->listeners;
     sigset_t stop_signals;
     sigemptyset(&stop_signals);
     sigaddset(&stop_signals, SIGTERM);
     sigprocmask(SIG_BLOCK, &stop_signals, NULL);
-    worker->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
-    worker->reserve_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
-    worker->listeners[0] = (struct ph_source){PH_SOURCE_LISTENER, worker->config.listen_fd};
-    worker->listeners[1] = (struct ph_source){PH_SOURCE_LISTENER, worker->config.own_fd};
-    worker->control = (struct ph_source){PH_SOURCE_CONTROL, worker->config.control_fd};
-    worker->signals = (struct ph_source){PH_SOURCE_SIGNAL, signalfd(-1, &stop_signals, SFD_NONBLOCK | SFD_CLOEXEC)};
-    worker->sync_events = (struct ph_source){PH_SOURCE_SYNC, eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)};
-    return worker->epoll_fd < 0 || worker->reserve_fd < 0 ||
-           ph_worker_watch(worker, &worker->listeners[0], EPOLLIN | EPOLLEXCLUSIVE) != 0 ||
-           ph_worker_watch(worker, &worker->listeners[1], EPOLLIN) != 0 ||
-           ph_worker_watch(worker, &worker->control, EPOLLIN) != 0 ||
-           ph_worker_watch(worker, &worker->signals, EPOLLIN) != 0 ||
-           ph_worker_watch(worker, &worker->sync_events, EPOLLIN | EPOLLET) != 0;
-}
-
-static void find_slots(struct ph_worker *worker) {
-    struct ph_stats_slot *slots = (struct ph_stats_slot *)(void *)(worker->config.stats + 1);
-    worker->stats = worker->config.stats;
-    worker->slot = &slots[worker->config.slot];
-    for (uint64_t i = 0; i < worker->stats->slot_count; i++) {
-        worker->slot_of[slots[i].coordinator] = (uint16_t)(i + 1);
-    }
-    worker->first = (uint32_t)slots[0].coordinator;
-    ph_store_relaxed(&worker->slot->connections, 0);
-    ph_store_relaxed(&worker->slot->rings, 0);
+    int signals = signalfd(-1, &stop_signals, SFD_NONBLOCK | SFD_CLOEXEC);
+    int syncs = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+    return ph_reactor_open(&worker->reactor) != 0 || ph_listeners_open(listeners, &worker->service.streams) != 0 ||
+           ph_listeners_add(listeners, config->listen_fd, &ph_application_kind, 1, 0) != 0 ||
+           ph_listeners_add(listeners, config->own_fd, &ph_application_kind, 0, 0) != 0 ||
+           ph_listeners_add(listeners, config->private_fd, &ph_private_kind, 0, 1) != 0 ||
+           watch_one(worker, &worker->control, config->control_fd, control_ready, EPOLLIN) != 0 ||
+           watch_one(worker, &worker->signals, signals, signal_ready, EPOLLIN) != 0 ||
+           watch_one(worker, &worker->sync_events, syncs, sync_ready, EPOLLIN | EPOLLET) != 0;
 }
 
 /* Pages of its own, which take memory when they are touched: most of its buffers never are. */
@@ -121,6 +89,20 @@ static struct ph_worker *new_worker(void) {
 
 static void free_worker(struct ph_worker *worker) { munmap(worker, sizeof *worker); }
 
+static int open_tally(struct ph_worker *worker, struct ph_fault *fault) {
+    const struct ph_worker_config *config = &worker->config;
+    struct ph_tally_config tally = {
+        .identity = config->identity,
+        .path = config->counters_path,
+        .reserve = config->reserve,
+        .reserve_ahead = config->reserve_ahead,
+        .counters_max = config->counters_max,
+        .commit_spin_us = config->commit_spin_us,
+        .event_fd = worker->sync_events.source.fd,
+    };
+    return ph_tally_open(&worker->service.tally, &tally, &worker->service.mint, &worker->obelisk.newest, fault);
+}
+
 struct ph_worker *ph_worker_open(const struct ph_worker_config *config, struct ph_fault *fault) {
     struct ph_worker *worker = new_worker();
     if (worker == NULL) {
@@ -128,13 +110,7 @@ struct ph_worker *ph_worker_open(const struct ph_worker_config *config, struct p
         return NULL;
     }
     worker->config = *config;
-    LIST_INIT(&worker->connections);
-    LIST_INIT(&worker->graveyard);
-    LIST_INIT(&worker->hot);
-    TAILQ_INIT(&worker->waiting);
-    TAILQ_INIT(&worker->starving);
-    TAILQ_INIT(&worker->stricts);
-    find_slots(worker);
+    ph_service_init(&worker->service, &worker->config, &worker->reactor, &worker->events);
     prctl(PR_SET_TIMERSLACK, 1000);
     if (take_obelisk(worker, fault) != 0) {
         free_worker(worker);
@@ -145,42 +121,44 @@ struct ph_worker *ph_worker_open(const struct ph_worker_config *config, struct p
         ph_fault_set(fault, PH_ERR_INTERNAL, "starting to serve: %s", strerror(errno));
         return NULL;
     }
-    if (ph_dense_open(worker, fault) != 0) {
+    if (open_tally(worker, fault) != 0) {
         return NULL;
     }
-    if (ph_syncer_start(&worker->syncer, &worker->obelisk,
-                        &worker->config.host_page->positions[worker->mint.issuer.coordinator],
-                        worker->sync_events.fd) != 0) {
+    if (ph_syncer_start(&worker->syncer, &worker->obelisk, &config->host_page->positions[config->identity.coordinator],
+                        worker->sync_events.source.fd) != 0) {
         ph_fault_set(fault, PH_ERR_INTERNAL, "starting to serve: %s", strerror(errno));
         return NULL;
     }
     return worker;
 }
 
+/* --- once a second */
+
 static void publish_gauges(struct ph_worker *worker) {
-    struct ph_stats_slot *slot = worker->slot;
-    ph_store_relaxed(&slot->heartbeat_ns, worker->mint.monotonic_ns);
+    struct ph_stats_slot *slot = worker->service.slot;
+    ph_store_relaxed(&slot->heartbeat_ns, worker->service.mint.monotonic_ns);
     ph_store_relaxed(&slot->syncs, ph_load_relaxed(&worker->syncer.sync_count));
     ph_store_relaxed(&slot->sync_ns_last, ph_load_relaxed(&worker->syncer.sync_ns_last));
     ph_store_relaxed(&slot->sync_ns_max, ph_load_relaxed(&worker->syncer.sync_ns_max));
     ph_store_relaxed(&slot->ceiling, ph_syncer_durable(&worker->syncer));
-    ph_store_relaxed(&slot->next_tick, ph_issuer_next(&worker->mint.issuer));
-    ph_store_relaxed(&slot->ceiling_wait_ms, ph_mint_ceiling_wait_ms(&worker->mint));
-    ph_store_relaxed(&slot->virtual_ms, worker->mint.now_ms);
-    ph_store_relaxed(&slot->clock_ahead_ms, (uint64_t)(worker->mint.clock.ahead_ns / (int64_t)NS_PER_MS));
-    ph_store_relaxed(&slot->clock_steps_back, worker->mint.clock.steps_back);
-    uint64_t jump_ms = (uint64_t)worker->mint.clock.jump_ns / NS_PER_MS;
-    int tells = ph_load_relaxed(&worker->stats->first_live) == worker->mint.issuer.coordinator; /* one for the host */
+    ph_store_relaxed(&slot->next_tick, ph_issuer_next(&worker->service.mint.issuer));
+    ph_store_relaxed(&slot->ceiling_wait_ms, ph_mint_ceiling_wait_ms(&worker->service.mint));
+    ph_store_relaxed(&slot->virtual_ms, worker->service.mint.now_ms);
+    ph_store_relaxed(&slot->clock_ahead_ms, (uint64_t)(worker->service.mint.clock.ahead_ns / (int64_t)PH_NS_PER_MS));
+    ph_store_relaxed(&slot->clock_steps_back, worker->service.mint.clock.steps_back);
+    uint64_t jump_ms = (uint64_t)worker->service.mint.clock.jump_ns / PH_NS_PER_MS;
+    int tells = ph_load_relaxed(&worker->service.stats->first_live) ==
+                worker->service.mint.issuer.coordinator; /* one for the host */
     if (tells && jump_ms != 0 && ph_load_relaxed(&slot->clock_jump_ms) == 0) {
-        ph_worker_log(
-            worker, PH_LOG_ERROR,
-            "the wall clock jumped %llu ms ahead and is not followed; `pharaohctl clock accept` if it is right",
-            (unsigned long long)jump_ms);
+        ph_log(&worker->events, PH_LOG_ERROR,
+               "the wall clock jumped %llu ms ahead and is not followed; `pharaohctl clock accept` if it is right",
+               (unsigned long long)jump_ms);
     }
     ph_store_relaxed(&slot->clock_jump_ms, jump_ms);
-    if (worker->dense != NULL) {
-        const struct ph_committer *committer = &worker->dense->committer;
-        ph_store_relaxed(&slot->counters, worker->dense->counters.defined);
+    const struct ph_batches *batches = worker->service.tally.batches;
+    if (batches != NULL) {
+        const struct ph_committer *committer = &batches->committer;
+        ph_store_relaxed(&slot->counters, batches->counters.defined);
         ph_store_relaxed(&slot->commits, ph_load_relaxed(&committer->commit_count));
         ph_store_relaxed(&slot->commit_ns_last, ph_load_relaxed(&committer->sync_ns_last));
         ph_store_relaxed(&slot->commit_ns_max, ph_load_relaxed(&committer->sync_ns_max));
@@ -188,69 +166,37 @@ static void publish_gauges(struct ph_worker *worker) {
 }
 
 static void heartbeat(struct ph_worker *worker) {
-    if (worker->mint.monotonic_ns < worker->heartbeat_due_ns) {
+    struct ph_mint *mint = &worker->service.mint;
+    if (mint->monotonic_ns < worker->heartbeat_due_ns) {
         return;
     }
-    worker->heartbeat_due_ns = worker->mint.monotonic_ns + HEARTBEAT_NS;
-    worker->lines_this_second = 0;
-    if (worker->lines_left_out > 0) {
-        ph_worker_log(worker, PH_LOG_WARNING, "%llu more lines were left out",
-                      (unsigned long long)worker->lines_left_out);
-        worker->lines_left_out = 0;
-    }
-    ph_mint_tend(&worker->mint);
+    worker->heartbeat_due_ns = mint->monotonic_ns + HEARTBEAT_NS;
+    ph_log_tend(&worker->events);
+    ph_mint_tend(mint);
     publish_gauges(worker);
-    ph_connections_check_deadlines(worker);
-    if (worker->accept_paused) {
-        worker->accept_paused = 0;
-        ph_worker_watch(worker, &worker->listeners[0], EPOLLIN | EPOLLEXCLUSIVE);
-        ph_worker_watch(worker, &worker->listeners[1], EPOLLIN);
-    }
+    ph_streams_check_deadlines(&worker->service.streams);
+    ph_listeners_tend(&worker->listeners);
 }
 
-static void pause_accepting(struct ph_worker *worker) {
-    if (worker->accept_paused) {
-        epoll_ctl(worker->epoll_fd, EPOLL_CTL_DEL, worker->listeners[0].fd, NULL);
-        epoll_ctl(worker->epoll_fd, EPOLL_CTL_DEL, worker->listeners[1].fd, NULL);
-    }
-}
-
-static uint64_t earlier(uint64_t a, uint64_t b) { return a < b ? a : b; }
+/* --- the loop */
 
 /* How long there is nothing to do unless something happens: a second at most, for the heartbeat. */
 static uint64_t sleep_ns(const struct ph_worker *worker) {
-    if (!LIST_EMPTY(&worker->hot) || worker->resume_now) {
+    const struct ph_service *service = &worker->service;
+    const struct ph_mint *mint = &service->mint;
+    if (!LIST_EMPTY(&service->rings.polled) || service->streams.resume_now) {
         return 0;
     }
-    uint64_t ns =
-        worker->heartbeat_due_ns > worker->mint.monotonic_ns ? worker->heartbeat_due_ns - worker->mint.monotonic_ns : 0;
-    if (worker->waiting_count > 0 || worker->starving_count > 0) {
-        ns = earlier(ns, worker->short_of_ceiling ? CEILING_RETRY_NS : ph_mint_until_next_ms(&worker->mint));
+    uint64_t ns = worker->heartbeat_due_ns > mint->monotonic_ns ? worker->heartbeat_due_ns - mint->monotonic_ns : 0;
+    if (ph_service_has_waiting(service)) {
+        ns = ph_sooner(ns, service->short_of_ceiling ? CEILING_RETRY_NS : ph_mint_until_next_ms(mint));
     }
-    if (!TAILQ_EMPTY(&worker->stricts)) {
-        int64_t left_ns = worker->strict_due_ns - worker->mint.host_ns;
-        ns = earlier(ns, left_ns > 0 ? (uint64_t)left_ns : 0);
+    if (!TAILQ_EMPTY(&service->stricts.list)) {
+        int64_t left_ns = service->stricts.due_ns - mint->host_ns;
+        ns = ph_sooner(ns, left_ns > 0 ? (uint64_t)left_ns : 0);
     }
-    int replies_due = worker->forwarded_count > 0 || (worker->dense != NULL && worker->dense->count > 0);
-    return replies_due ? earlier(ns, FORWARD_CHECK_NS) : ns;
-}
-
-static int sleep_for_events(struct ph_worker *worker, struct epoll_event *events) {
-    static int whole_ms_only;
-    uint64_t ns = sleep_ns(worker);
-    if (!whole_ms_only) {
-        struct timespec timeout = {(time_t)(ns / HEARTBEAT_NS), (long)(ns % HEARTBEAT_NS)};
-        int count = (int)syscall(SYS_epoll_pwait2, worker->epoll_fd, events, EVENTS_PER_WAIT, &timeout, NULL, 0);
-        if (count >= 0 || errno != ENOSYS) {
-            return count;
-        }
-        whole_ms_only = 1; /* before Linux 5.11 */
-    }
-    return epoll_wait(worker->epoll_fd, events, EVENTS_PER_WAIT, (int)((ns + NS_PER_MS - 1) / NS_PER_MS));
-}
-
-static int is_committing(const struct ph_worker *worker) {
-    return worker->dense != NULL && ph_dense_is_committing(worker->dense);
+    int replies_due = service->links.in_use > 0 || ph_tally_is_awaited(&service->tally);
+    return replies_due ? ph_sooner(ns, REPLY_CHECK_NS) : ns;
 }
 
 /*
@@ -259,19 +205,19 @@ static int is_committing(const struct ph_worker *worker) {
  * (docs/decisions/0014-watching.md). Returns how many events there are.
  */
 static int watch(struct ph_worker *worker, struct epoll_event *events) {
-    int committing = is_committing(worker);
-    uint64_t start_ns = worker->mint.monotonic_ns;
+    int committing = ph_tally_is_committing(&worker->service.tally);
+    uint64_t start_ns = worker->service.mint.monotonic_ns;
     uint64_t until_ns = start_ns;
     if (committing) {
-        until_ns = worker->dense->handed_ns + worker->config.commit_spin_us * 1000;
+        until_ns = worker->service.tally.batches->handed_ns + worker->config.commit_spin_us * 1000;
     } else if (worker->last_wait_ns < worker->config.spin_us * 1000) {
         until_ns = start_ns + worker->config.spin_us * 1000;
     }
     int count = 0;
     for (uint64_t now_ns = start_ns; count == 0 && now_ns < until_ns; now_ns = ph_monotonic_ns()) {
         sched_yield();
-        count = epoll_wait(worker->epoll_fd, events, EVENTS_PER_WAIT, 0);
-        if (committing && !is_committing(worker)) {
+        count = ph_reactor_wait(&worker->reactor, events, EVENTS_PER_WAIT, 0);
+        if (committing && !ph_tally_is_committing(&worker->service.tally)) {
             break;
         }
     }
@@ -279,101 +225,47 @@ static int watch(struct ph_worker *worker, struct epoll_event *events) {
 }
 
 static int wait_for_events(struct ph_worker *worker, struct epoll_event *events) {
-    int committing = is_committing(worker);
-    if (worker->has_woken) {
-        worker->has_woken = 0;
+    struct ph_service *service = &worker->service;
+    int committing = ph_tally_is_committing(&service->tally);
+    if (ph_rings_take_woken(service)) {
         sched_yield(); /* a client that sleeps while this loop looks for its next request may have this core only */
     }
     int count = sleep_ns(worker) > 0 ? watch(worker, events) : 0;
-    if (count == 0 && (!committing || is_committing(worker))) {
-        count = sleep_for_events(worker, events);
+    if (count == 0 && (!committing || ph_tally_is_committing(&service->tally))) {
+        count = ph_reactor_wait(&worker->reactor, events, EVENTS_PER_WAIT, sleep_ns(worker));
     }
     if (!committing) { /* also when nothing came: after a second's sleep nothing is likely to come at once */
-        worker->last_wait_ns = ph_monotonic_ns() - worker->mint.monotonic_ns;
+        worker->last_wait_ns = ph_monotonic_ns() - service->mint.monotonic_ns;
     }
     return count;
-}
-
-static void handle(struct ph_worker *worker, const struct epoll_event *event) {
-    struct ph_source *source = event->data.ptr;
-    switch (source->kind) {
-    case PH_SOURCE_LISTENER:
-        if (!worker->accept_paused) {
-            ph_listener_ready(worker, source);
-            pause_accepting(worker);
-        }
-        break;
-    case PH_SOURCE_CONNECTION:
-    case PH_SOURCE_LINK:
-        ph_connection_ready(worker, (struct ph_connection *)(void *)source, event->events);
-        break;
-    case PH_SOURCE_RING:
-        ph_ring_rung(worker, (struct ph_ring_owner *)(void *)source);
-        break;
-    case PH_SOURCE_SYNC: /* edge-triggered: never read; the durable ceiling is looked at in each round */
-        worker->resume_now = 1;
-        break;
-    case PH_SOURCE_CONTROL:
-    case PH_SOURCE_SIGNAL:
-        if (worker->event_count < PH_EVENTS_MAX) {
-            int kind = source->kind == PH_SOURCE_SIGNAL ? PH_EVENT_STOP : PH_EVENT_CONTROL;
-            worker->events[worker->event_count++] = (struct ph_event){.kind = kind};
-        }
-        break;
-    }
 }
 
 /* One round: wait, handle what happened, then serve those who wait for time, ticks or a ceiling. */
 static void round_of_loop(struct ph_worker *worker) {
     struct epoll_event events[EVENTS_PER_WAIT];
-    uint64_t next_tick_before = ph_issuer_next(&worker->mint.issuer);
+    struct ph_service *service = &worker->service;
+    uint64_t next_tick_before = ph_issuer_next(&service->mint.issuer);
     int count = wait_for_events(worker, events);
-    ph_mint_read(&worker->mint);
-    worker->time_is_old = 0;
-    ph_count(&worker->slot->wakeups, 1);
+    ph_mint_read(&service->mint);
+    ph_streams_take_received(&service->streams); /* host time is newer than all that has come so far */
+    ph_count(&service->slot->wakeups, 1);
     /* Not since this round began: strict requests read host time in the middle of a round. */
-    int moved_on = worker->mint.now_ms != worker->resumed_ms || worker->resume_now;
-    worker->resumed_ms = worker->mint.now_ms;
-    if (worker->waiting_count > 0 && worker->starving_count > 0 && moved_on) {
-        ph_rings_feed_in_turn(worker);
-    }
-    if (worker->waiting_count > 0 && (moved_on || worker->short_of_ceiling)) {
-        ph_connections_resume(worker);
-    }
+    int moved_on = service->mint.now_ms != worker->resumed_ms || service->streams.resume_now;
+    worker->resumed_ms = service->mint.now_ms;
+    ph_service_resume(service, moved_on);
     for (int i = 0; i < count; i++) {
-        handle(worker, &events[i]);
+        ph_reactor_dispatch(&events[i]);
     }
-    ph_rings_poll(worker);
-    if (worker->resume_now) {
-        worker->short_of_ceiling = 0;
-        ph_connections_resume(worker);
-    }
-    if (worker->starving_count > 0) {
-        ph_rings_feed(worker);
-    }
-    if (worker->forwarded_count > 0) {
-        ph_links_check_deadlines(worker); /* before: it may hand strict requests over */
-    }
-    ph_stricts_pursue(worker);
-    if (ph_issuer_next(&worker->mint.issuer) != next_tick_before) {
-        ph_mint_renew(&worker->mint);
-    }
-    if (worker->dense != NULL) {
-        ph_dense_round(worker);
-    }
+    ph_service_finish_round(service, next_tick_before);
     heartbeat(worker);
-    ph_connections_bury(worker);
-    worker->resume_now |= worker->turn_over; /* all have had a turn */
-    worker->turn_over = 0;
+    ph_streams_free_closed(&service->streams);
 }
 
 void ph_worker_run(struct ph_worker *worker, struct ph_event *event) {
-    while (worker->event_count == 0) {
+    while (worker->events.count == 0) {
         round_of_loop(worker);
     }
-    *event = worker->events[0];
-    worker->event_count--;
-    memmove(&worker->events[0], &worker->events[1], worker->event_count * sizeof worker->events[0]);
+    ph_events_take(&worker->events, event);
 }
 
 void ph_worker_reload(struct ph_worker *worker, uint64_t max_age_ms, uint64_t strict_spin_us,
@@ -382,38 +274,23 @@ void ph_worker_reload(struct ph_worker *worker, uint64_t max_age_ms, uint64_t st
     worker->config.strict_spin_us = strict_spin_us;
     worker->config.frame_deadline_ms = frame_deadline_ms;
     worker->config.stall_ms_max = stall_ms_max;
-}
-
-/* The last record says exactly how far the journal has come. */
-static void name_journal(struct ph_worker *worker) {
-    if (worker->dense != NULL) {
-        worker->obelisk.counters_id = worker->dense->committer.journal_id;
-        worker->obelisk.counters_batch = worker->dense->handed;
-        ph_dense_free(worker);
-    }
+    ph_service_reload(&worker->service);
 }
 
 int ph_worker_close(struct ph_worker *worker, struct ph_fault *fault) {
-    worker->stopping = 1;
-    if (worker->dense != NULL) {
-        ph_dense_finish(worker);
-    }
-    ph_connections_resume(worker); /* those that wait are told */
-    ph_links_hang_up(worker);
-    ph_stricts_pursue(worker);
-    while (!LIST_EMPTY(&worker->connections)) {
-        ph_connection_close(worker, LIST_FIRST(&worker->connections));
-    }
-    ph_connections_bury(worker);
-    ph_links_free(worker);
+    uint64_t journal_id, last_batch;
+    ph_service_stop(&worker->service);
     ph_syncer_stop(&worker->syncer);
-    name_journal(worker);
-    int code = ph_mint_hand_over(&worker->mint, &worker->obelisk, fault);
+    ph_tally_close(&worker->service.tally, &journal_id, &last_batch);
+    if (journal_id != 0) { /* the last record says exactly how far the journal has come */
+        ph_obelisk_name_counters(&worker->obelisk, journal_id, last_batch);
+    }
+    int code = ph_mint_hand_over(&worker->service.mint, &worker->obelisk, fault);
     ph_obelisk_close(&worker->obelisk);
-    close(worker->epoll_fd);
-    close(worker->reserve_fd);
-    close(worker->signals.fd);
-    close(worker->sync_events.fd);
+    ph_listeners_close(&worker->listeners);
+    ph_reactor_close(&worker->reactor);
+    close(worker->signals.source.fd);
+    close(worker->sync_events.source.fd);
     free_worker(worker);
     return code;
 }

@@ -55,6 +55,7 @@ def check(request: pytest.FixtureRequest, budgets: dict[str, float]) -> Check:
 
     def judge(name: str, found: float) -> None:
         print(f"{name}: {found:g} (budget {budgets.get(name, 0):g})")
+        assert found > 0, f"{name}: nothing was counted"
         if request.config.getoption("--update-budgets"):
             budgets[name] = float(f"{found:.4g}")
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -46,9 +47,9 @@ def answers(lone: Lone, log: Path) -> bool:
     assert lone.process.poll() is None, log.read_text()
     if not Path(lone.socket).exists():
         return False
-    with Wire(lone.socket) as wire:
-        wire.ask("ping")
-    return True
+    with contextlib.suppress(ConnectionRefusedError), Wire(lone.socket) as wire:  # refused: it does not listen yet
+        return bool(wire.ask("ping"))
+    return False
 
 
 def exchange(wire: Wire, request: Request, batches: int, in_flight: int = BATCH) -> int:

@@ -33,6 +33,7 @@ def main(directory: Path) -> int:
     chosen = settings.load(None, directory, NO_WATCHING)
     host = chosen.host
     os.makedirs(host.coordinators_dir)
+    os.makedirs(host.private_dir, mode=0o700)
     log.configure("info", "json")
     clock = hosttime.Clock(chosen)
 
@@ -54,6 +55,7 @@ def main(directory: Path) -> int:
                 socket_path=host.socket_path,
                 listen_fd=listening(host.socket_path),
                 own_fd=listening(host.coordinator_socket_path(0)),
+                private_fd=listening(host.private_socket_path(0)),
                 control_fd=control.detach(),
                 stats_address=page.address,
                 host_page_address=host_page.address,

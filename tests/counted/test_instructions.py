@@ -19,7 +19,7 @@ WATCHDOG_S = 100
 BATCHES = 60
 CALLGRIND = ("valgrind", "--tool=callgrind")
 # What the loop does for its clients. None of them calls another one.
-SERVING = ("ph_connection_ready", "ph_ring_rung", "ph_rings_feed", "ph_dense_round")
+SERVING = ("stream_ready", "rung", "ph_rings_feed", "ph_counting_answer", "ph_tally_commit")
 REQUESTS: list[tuple[str, Request]] = [
     ("next_id", ("next_id", [])),
     ("get_timestamp", ("get_timestamp", ["orders"])),

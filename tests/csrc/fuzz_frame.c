@@ -15,7 +15,7 @@
  */
 #include <string.h>
 
-#include "frame.h"
+#include "base/frame.h"
 #include "random.h"
 
 #define INPUT_BYTES_MAX (2 * PH_FRAME_BYTES_MAX)

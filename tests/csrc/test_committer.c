@@ -8,7 +8,7 @@
  * - A rewrite begins with a file of its own or not at all, and ends in the old one's place.
  */
 #define _GNU_SOURCE
-#include "committer.h"
+#include "durable/committer.h"
 
 #include <poll.h>
 #include <sys/eventfd.h>

@@ -10,7 +10,7 @@
  * - Bytes that are not records of this version are refused, or make a table; never anything worse.
  */
 #define _GNU_SOURCE
-#include "counters.h"
+#include "engine/counters.h"
 
 #include <string.h>
 #include <sys/resource.h>

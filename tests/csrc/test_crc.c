@@ -1,8 +1,8 @@
 /* Published check values: RFC 3720 B.4 for CRC-32C; the catalogue's "123456789" for both. */
 #include <string.h>
 
+#include "base/crc.h"
 #include "check.h"
-#include "crc.h"
 #include "random.h"
 
 static void test_crc32c(void) {

@@ -10,14 +10,15 @@
  * - A stop comes to its end whenever the disk fails, and answers nothing that is not durable.
  */
 #define _GNU_SOURCE
-#include "dense.h"
+#include "engine/tally.h"
 
 #include <sched.h>
 #include <sys/eventfd.h>
 
 #include "check.h"
 #include "disk.h"
-#include "methods.h"
+#include "engine/inspect.h"
+#include "ph_atomic.h"
 #include "ph_errors.h"
 
 #ifdef __SANITIZE_ADDRESS__
@@ -32,10 +33,11 @@
 #define WATCHDOG_S 60
 
 static struct random chances; /* the disk, which the commit thread is at, has its own */
-static struct ph_worker worker;
-static struct ph_stats_slot slot;
-static struct ph_connection connections[16];
-static uint8_t reply[PH_REPLY_BYTES_MAX];
+static struct ph_tally tally;
+static struct ph_tally_config config;
+static struct ph_mint mint;
+static struct ph_syncer syncer;
+static struct ph_record newest;
 static uint64_t failed; /* the commit thread has given up: the process would be at its end */
 
 /* What the Obelisk knows of the journal. */
@@ -56,42 +58,35 @@ static void note_failure(const struct ph_fault *fault) {
 static int has_failed(void) { return ph_load_acquire(&failed) != 0; }
 
 static void configure(void) {
-    worker.config.identity = (struct ph_identity){.coordinator = 0, .modulus = 1};
-    worker.config.counters_path = disk.path[DISK_BASE];
-    worker.config.reserve = "offset:reserving*\0";
-    worker.config.reserve_ahead = 500;
-    worker.config.counters_max = 1000000;
-    worker.config.stall_ms_max = 1000000000;
-    worker.mint.monotonic_ns = UINT64_C(5000000000);
-    worker.slot = &slot;
-    worker.sync_events.fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    for (size_t i = 0; i < sizeof connections / sizeof connections[0]; i++) {
-        connections[i].closed = 1; /* answers are seen leaving the queue */
-    }
+    config.identity = (struct ph_identity){.coordinator = 0, .modulus = 1};
+    config.path = disk.path[DISK_BASE];
+    config.reserve = "offset:reserving*\0";
+    config.reserve_ahead = 500;
+    config.counters_max = 1000000;
+    config.event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    tally.stall_ms_max = 1000000000;
+    mint.monotonic_ns = UINT64_C(5000000000);
+    mint.syncer = &syncer;
 }
 
 /* The Obelisk is only looked at, and told by us. */
 static void take_in_hand(void) {
-    if (worker.dense != NULL) {
-        worker.dense->committer.on_failure = note_failure; /* before the next batch, whose mutex publishes it */
-        worker.dense->noted_ns = worker.mint.monotonic_ns;
+    if (tally.batches != NULL) {
+        tally.batches->committer.on_failure = note_failure; /* before the next batch, whose mutex publishes it */
+        tally.batches->noted_ns = mint.monotonic_ns;
     }
 }
 
 static int open_dense(void) {
     struct ph_fault fault = {0, ""};
-    worker.dense = NULL;
-    worker.obelisk.newest.counters_id = known_id;
-    worker.obelisk.newest.counters_batch = known_batch;
-    worker.syncer.durable_counters_id = known_id;
+    newest.counters_id = known_id;
+    newest.counters_batch = known_batch;
+    syncer.durable_counters_id = known_id;
     failed = 0;
-    for (size_t i = 0; i < sizeof connections / sizeof connections[0]; i++) {
-        connections[i].counting = 0;
-    }
 #ifdef __SANITIZE_ADDRESS__
     __lsan_disable(); /* one that cannot open ends, and leaves it to the kernel to clear up */
 #endif
-    int code = ph_dense_open(&worker, &fault);
+    int code = ph_tally_open(&tally, &config, &mint, &newest, &fault);
 #ifdef __SANITIZE_ADDRESS__
     __lsan_enable();
 #endif
@@ -102,12 +97,17 @@ static int open_dense(void) {
 }
 
 static void note_state(void) {
-    const struct ph_journal *journal = &worker.dense->committer.journal;
-    if (worker.dense->copying) {
+    const struct ph_journal *journal = &tally.batches->committer.journal;
+    if (tally.batches->copying) {
         states[journal->number < journal->first ? STATE_NEXT_EMPTY : STATE_NEXT_PARTIAL]++;
     } else {
         states[journal->first > 1 ? STATE_RENAMED : STATE_ONE_FILE]++;
     }
+}
+
+static void free_tally(void) {
+    uint64_t journal_id, last_batch;
+    ph_tally_close(&tally, &journal_id, &last_batch);
 }
 
 /* At once: nothing that was not carried out yet will be. */
@@ -115,15 +115,15 @@ static void die(void) {
     disk_lock();
     disk.dead = 1;
     disk_unlock();
-    ph_committer_stop(&worker.dense->committer);
-    ph_dense_free(&worker);
+    ph_committer_stop(&tally.batches->committer);
+    free_tally();
     disk_behave();
 }
 
 static void tell_obelisk(void) {
-    known_id = ph_load_relaxed(&worker.dense->committer.journal_id);
-    known_batch = ph_committer_durable(&worker.dense->committer);
-    ph_store_release(&worker.syncer.durable_counters_id, known_id); /* pairs with ph_syncer_durable_counters_id() */
+    known_id = ph_load_relaxed(&tally.batches->committer.journal_id);
+    known_batch = ph_committer_durable(&tally.batches->committer);
+    ph_store_release(&syncer.durable_counters_id, known_id); /* pairs with ph_syncer_durable_counters_id() */
 }
 
 /* --- requests */
@@ -135,55 +135,27 @@ struct name {
 };
 
 struct answer {
-    enum ph_outcome outcome;
-    int now;   /* it came at once */
-    int error; /* then 0, and `value`, or a code */
-    uint64_t value;
+    enum ph_counted outcome;
+    int error;
+    uint64_t value; /* when it is COUNTED */
 };
 
-static struct answer read_reply(enum ph_outcome outcome, const struct ph_writer *writer) {
-    struct answer answer = {.outcome = outcome, .now = writer->length > 0};
-    struct ph_reader reader = {reply, reply + writer->length, 0};
-    if (answer.now) {
-        ph_read_array(&reader);
-        ph_read_uint(&reader);
-        ph_read_uint(&reader);
-        if (!ph_read_nil(&reader)) {
-            ph_read_array(&reader);
-            answer.error = (int)ph_read_uint(&reader);
-        } else {
-            answer.value = ph_read_uint(&reader);
-        }
-        REQUIRE(!reader.failed);
-    }
-    return answer;
-}
-
-/* join_group or assign_offset; `session` 0: without a token. */
+/* join_group or assign_offset; `session` 0: without a token. An answer that comes later has message_id on its ticket. */
 static struct answer ask(uint32_t message_id, const struct name *name, uint64_t count, uint64_t session,
                          uint64_t sequence) {
-    static uint8_t params[2 * PH_NAME_BYTES_MAX];
-    struct ph_writer written = {params, 0, sizeof params};
-    struct ph_writer writer = {reply, 0, sizeof reply};
-    char member[16];
-    ph_put_binary(&written, name->text, name->length);
-    if (name->kind == PH_KIND_GROUP) {
-        snprintf(member, sizeof member, "%u", message_id);
-        ph_put_text(&written, member);
-    } else {
-        ph_put_uint(&written, count);
+    struct ph_count wanted = {
+        .kind = name->kind,
+        .name = {(const uint8_t *)name->text, name->length},
+        .count = name->kind == PH_KIND_GROUP ? 1 : count,
+        .token = {.session = session, .sequence = sequence},
+        .may_wait = 1,
+    };
+    struct ph_count_result result;
+    enum ph_counted outcome = ph_tally_count(&tally, &wanted, &result);
+    if (outcome == PH_COUNTED_LATER) {
+        ph_tally_put_off(&tally, (struct ph_ticket){.message_id = message_id}, &result);
     }
-    if (session != 0) {
-        ph_put_array(&written, 2);
-        ph_put_uint(&written, session);
-        ph_put_uint(&written, sequence);
-    }
-    struct ph_request request = {
-        .message_id = message_id, .param_count = session != 0 ? 3 : 2, .params = {params, params + written.length, 0}};
-    struct ph_connection *connection = &connections[message_id % (sizeof connections / sizeof connections[0])];
-    struct ph_call call = {&worker, connection, &request, &writer};
-    enum ph_outcome outcome = name->kind == PH_KIND_GROUP ? ph_join_group(&call) : ph_assign_offset(&call);
-    return read_reply(outcome, &writer);
+    return (struct answer){outcome, result.error, result.value};
 }
 
 /* --- clients */
@@ -274,57 +246,51 @@ static void let_ask(uint32_t number) {
         return;
     }
     struct answer answer = ask(number, &names[client->name], client->count, client->session, client->sequence);
-    CHECK(answer.outcome == PH_DONE || answer.outcome == PH_WAIT);
-    if (answer.outcome == PH_DONE && !answer.now) {
+    if (answer.outcome == PH_COUNTED_LATER) {
         client->asked = 1;
-    } else if (answer.outcome == PH_DONE && answer.error == 0) {
+    } else if (answer.outcome == PH_COUNTED) {
         receive(client, answer.value);
-    } else if (answer.outcome == PH_DONE) {
+    } else if (answer.outcome == PH_COUNTED_NOT) {
         CHECK_EQ_U64(answer.error, PH_ERR_STORAGE_FULL); /* the only thing that may be said of these */
     }
 }
 
-/* Takes the answers that leave the queue while `act` is carried out. */
-static void take_answers(void (*act)(struct ph_worker *worker)) {
-    static struct ph_dense_pending before[PH_DENSE_PENDING_MAX];
-    struct ph_dense *dense = worker.dense;
-    uint32_t count = dense->count;
-    for (uint32_t i = 0; i < count; i++) {
-        before[i] = dense->pending[(dense->first + i) % PH_DENSE_PENDING_MAX];
-    }
-    act(&worker);
-    for (uint32_t i = 0; i < count - dense->count; i++) {
-        if (before[i].message_id < CLIENTS) {
-            receive(&clients[before[i].message_id], before[i].value);
+static void take_answers(void) {
+    const struct ph_answer *answer;
+    int error;
+    while ((answer = ph_tally_next_answer(&tally, &error)) != NULL) {
+        if (answer->ticket.message_id < CLIENTS && error == 0) {
+            receive(&clients[answer->ticket.message_id], answer->value);
         }
     }
 }
 
 static void round_of_loop(void) {
-    worker.mint.monotonic_ns += 1000000;
-    worker.dense->noted_ns = worker.mint.monotonic_ns;
-    take_answers(ph_dense_round);
+    mint.monotonic_ns += 1000000;
+    tally.batches->noted_ns = mint.monotonic_ns;
+    take_answers();
+    ph_tally_commit(&tally);
     if (known_id == 0 || below(8) == 0) {
         tell_obelisk();
     }
 }
 
 static void await_commit(void) {
-    while (ph_dense_is_committing(worker.dense) && !has_failed()) {
+    while (ph_tally_is_committing(&tally) && !has_failed()) {
         sched_yield();
     }
 }
 
 /* Makes the loop believe that the journal is long: the next batch begins a new file. */
 static void want_rewrite(void) {
-    worker.dense->rewrite_tried_ns = 0;
-    ph_store_relaxed(&worker.dense->committer.used, UINT64_C(1) << 40);
+    tally.batches->rewrite_tried_ns = 0;
+    ph_store_relaxed(&tally.batches->committer.used, UINT64_C(1) << 40);
 }
 
 /* Until it is so: the commit thread may be about to say how long the journal is. */
 static void begin_rewrite(void) {
     struct name name = {.kind = PH_KIND_GROUP, .text = "one more", .length = 8};
-    while (ph_load_relaxed(&worker.dense->committer.rewriting) == 0) {
+    while (ph_load_relaxed(&tally.batches->committer.rewriting) == 0) {
         want_rewrite();
         CHECK_EQ_U64(ask(CLIENTS, &name, 1, 0, 0).error, 0);
         round_of_loop();
@@ -337,7 +303,7 @@ static void begin_rewrite(void) {
 static void note_where_counters_stand(void) {
     for (uint32_t i = 0; i < NAMES; i++) {
         struct ph_bytes name = {(const uint8_t *)names[i].text, names[i].length};
-        const struct ph_counter *counter = ph_counters_find(&worker.dense->counters, names[i].kind, name);
+        const struct ph_counter *counter = ph_counters_find(&tally.batches->counters, names[i].kind, name);
         given[i] = counter != NULL && counter->next > given[i] ? counter->next : given[i];
     }
 }
@@ -345,10 +311,10 @@ static void note_where_counters_stand(void) {
 static void check_what_is_found(void) {
     for (uint32_t i = 0; i < NAMES; i++) {
         struct ph_bytes name = {(const uint8_t *)names[i].text, names[i].length};
-        const struct ph_counter *counter = ph_counters_find(&worker.dense->counters, names[i].kind, name);
+        const struct ph_counter *counter = ph_counters_find(&tally.batches->counters, names[i].kind, name);
         uint64_t next = counter != NULL ? counter->next : names[i].kind == PH_KIND_GROUP;
         CHECK(next >= acknowledged[i]);
-        CHECK(next <= given[i] + (i == NAMES - 1 ? worker.config.reserve_ahead : 0));
+        CHECK(next <= given[i] + (i == NAMES - 1 ? config.reserve_ahead : 0));
     }
 }
 
@@ -363,19 +329,19 @@ static void lose_replies(void) {
 /* The first process of a history: makes the file, and enough counters for a rewrite of several batches. */
 static void first_life(void) {
     struct name ballast = {.kind = PH_KIND_GROUP, .length = 4000};
-    struct answer answer = {.outcome = PH_WAIT};
-    REQUIRE(open_dense() == 0 && worker.dense == NULL);
+    struct answer answer = {.outcome = PH_COUNTED_NOT_YET};
+    REQUIRE(open_dense() == 0 && tally.batches == NULL);
     memset(ballast.text, 'b', ballast.length);
     for (uint32_t i = 0; i < BALLAST; i++) {
         memcpy(ballast.text, &i, sizeof i);
-        for (answer.outcome = PH_WAIT; answer.outcome == PH_WAIT;) {
+        for (answer.outcome = PH_COUNTED_NOT_YET; answer.outcome == PH_COUNTED_NOT_YET;) {
             answer = ask(CLIENTS, &ballast, 1, 0, 0);
             take_in_hand();
             round_of_loop();
         }
-        CHECK(answer.outcome == PH_DONE && !answer.now);
+        CHECK(answer.outcome == PH_COUNTED_LATER);
     }
-    while (worker.dense->count > 0) {
+    while (tally.batches->count > 0) {
         await_commit();
         round_of_loop();
     }
@@ -412,14 +378,15 @@ static void live(void) {
 /* When the disk fails meanwhile, or has failed already, a process is at its end: the Obelisk learns nothing. */
 static void stop_cleanly(void) {
     alarm(WATCHDOG_S);
-    take_answers(ph_dense_finish);
+    ph_tally_finish(&tally);
+    take_answers();
     alarm(0);
     if (!has_failed()) {
-        CHECK_EQ_U64(worker.dense->count, 0);
-        known_id = worker.dense->committer.journal_id;
-        known_batch = worker.dense->handed;
+        CHECK_EQ_U64(tally.batches->count, 0);
+        known_id = tally.batches->committer.journal_id;
+        known_batch = tally.batches->handed;
     }
-    ph_dense_free(&worker);
+    free_tally();
     disk_behave();
 }
 
@@ -450,7 +417,7 @@ static void next_life(void) {
         }
         code = open_dense();
     }
-    REQUIRE(code == 0 && worker.dense != NULL);
+    REQUIRE(code == 0 && tally.batches != NULL);
     disk_behave();
     note_state();
     check_what_is_found();
@@ -516,7 +483,7 @@ static void live_through_a_rewrite(void) {
         }
         round_of_loop();
         await_commit();
-        int rewriting = ph_load_relaxed(&worker.dense->committer.rewriting) != 0;
+        int rewriting = ph_load_relaxed(&tally.batches->committer.rewriting) != 0;
         begun |= rewriting;
         rounds_after += begun && !rewriting;
     }
@@ -597,8 +564,8 @@ static struct answer fill(uint32_t *number) {
     do {
         struct name name = new_name(*number, 4000);
         answer = ask(CLIENTS + *number, &name, 1, 0, 0);
-        *number += answer.outcome == PH_DONE && answer.error == 0;
-    } while (answer.outcome == PH_DONE && answer.error == 0);
+        *number += answer.outcome == PH_COUNTED_LATER;
+    } while (answer.outcome == PH_COUNTED_LATER);
     return answer;
 }
 
@@ -606,7 +573,7 @@ static void start_afresh(void) {
     make_history();
     first_life();
     await_commit();
-    while (ph_load_relaxed(&worker.dense->committer.room) < 400 << 10) { /* the commit thread makes it */
+    while (ph_load_relaxed(&tally.batches->committer.room) < 400 << 10) { /* the commit thread makes it */
         struct name name = new_name(UINT32_MAX, 4000);
         CHECK_EQ_U64(ask(CLIENTS, &name, 1, 0, 0).error, 0);
         round_of_loop();
@@ -636,7 +603,7 @@ static void set_room(int64_t room) {
 
 /* Answers all; what was collected meanwhile is committed too. */
 static void drain(void) {
-    while (worker.dense->count > 0) {
+    while (tally.batches->count > 0) {
         await_commit();
         round_of_loop();
     }
@@ -652,12 +619,12 @@ static void test_what_is_admitted_fits(void) {
         uint32_t filled = number;
         CHECK(filled > 10);
         set_room(rewriting ? PH_JOURNAL_GROWTH_MIN : 0); /* for the new file, and nothing beyond it */
-        struct answer answer = {.outcome = PH_WAIT};
+        struct answer answer = {.outcome = PH_COUNTED_NOT_YET};
         for (int i = 0; i < 1000 && answer.error == 0; i++) {
             if (rewriting && i < 2) {
                 want_rewrite();
             }
-            if (worker.dense->length > PH_BATCH_HEAD) {
+            if (tally.batches->length > PH_BATCH_HEAD) {
                 hand_over_and_hold();
                 answer = fill(&number);
                 let_go();
@@ -672,7 +639,8 @@ static void test_what_is_admitted_fits(void) {
         drain();
         CHECK_EQ_U64(has_failed(), 0);
         set_room(-1);
-        for (answer.outcome = PH_WAIT, answer.error = 1; answer.outcome == PH_WAIT || answer.error != 0;) {
+        for (answer.outcome = PH_COUNTED_NOT_YET, answer.error = 1;
+             answer.outcome == PH_COUNTED_NOT_YET || answer.error != 0;) {
             struct name name = new_name(number, 4000);
             answer = ask(CLIENTS, &name, 1, 0, 0);
             await_commit();
@@ -684,7 +652,7 @@ static void test_what_is_admitted_fits(void) {
         for (uint32_t i = 0; i <= number; i++) {
             struct name name = new_name(i, 4000);
             struct ph_bytes bytes = {(const uint8_t *)name.text, name.length};
-            const struct ph_counter *counter = ph_counters_find(&worker.dense->counters, PH_KIND_OFFSET, bytes);
+            const struct ph_counter *counter = ph_counters_find(&tally.batches->counters, PH_KIND_OFFSET, bytes);
             CHECK(counter != NULL && counter->next >= 1);
         }
         die();
@@ -694,31 +662,30 @@ static void test_what_is_admitted_fits(void) {
 /* F9, F35: who is told that the disk hangs asks again, and has no answer either before the first request is durable. */
 static void test_a_retry_after_a_stall(void) {
     struct name name = new_name(1, 20);
-    uint64_t stall_ms_max = worker.config.stall_ms_max;
+    uint64_t stall_ms_max = tally.stall_ms_max;
     start_afresh();
     drain();
-    CHECK_EQ_U64(ask(CLIENTS, &name, 1, 0, 0).now, 0);
+    CHECK_EQ_U64(ask(CLIENTS, &name, 1, 0, 0).outcome, PH_COUNTED_LATER);
     hand_over_and_hold();
-    CHECK_EQ_U64(ask(CLIENTS, &name, 3, 77, 1).now, 0);
-    worker.config.stall_ms_max = 1000;
-    worker.mint.monotonic_ns += UINT64_C(2000000000);
+    CHECK_EQ_U64(ask(CLIENTS, &name, 3, 77, 1).outcome, PH_COUNTED_LATER);
+    tally.stall_ms_max = 1000;
+    mint.monotonic_ns += UINT64_C(2000000000);
     round_of_loop();
-    CHECK_EQ_U64(worker.dense->count, 0); /* both have been told */
+    CHECK_EQ_U64(tally.batches->count, 0); /* both have been told */
     CHECK_EQ_U64(ask(CLIENTS, &name, 3, 77, 1).error, PH_ERR_CEILING_STALLED);
     sem_post(&disk.may_return);
     await_commit();
     round_of_loop();
     sem_wait(&disk.entered); /* the second one's batch */
     struct answer answer = ask(CLIENTS, &name, 3, 77, 1);
-    CHECK_EQ_U64(answer.outcome, PH_DONE);
-    CHECK_EQ_U64(answer.now, 0);
+    CHECK_EQ_U64(answer.outcome, PH_COUNTED_LATER);
     round_of_loop();
-    CHECK_EQ_U64(worker.dense->count, 1);
+    CHECK_EQ_U64(tally.batches->count, 1);
     let_go();
     round_of_loop();
-    CHECK_EQ_U64(worker.dense->count, 0);
+    CHECK_EQ_U64(tally.batches->count, 0);
     CHECK_EQ_U64(ask(CLIENTS, &name, 1, 77, 1).error, PH_ERR_BAD_REQUEST); /* the same token for another count */
-    worker.config.stall_ms_max = stall_ms_max;
+    tally.stall_ms_max = stall_ms_max;
     die();
 }
 
@@ -729,17 +696,17 @@ static void test_a_rewrite_ends_under_load(void) {
     struct name name = new_name(1, 20);
     start_afresh();
     begin_rewrite();
-    while (ph_load_relaxed(&worker.dense->committer.rewriting) != 0 && ++rounds < 200) {
+    while (ph_load_relaxed(&tally.batches->committer.rewriting) != 0 && ++rounds < 200) {
         struct answer answer;
         do {
             session++;
             answer = ask(CLIENTS + (uint32_t)session, &name, 1, session, 0);
             CHECK_EQ_U64(answer.error, 0);
-        } while (answer.outcome == PH_DONE);
+        } while (answer.outcome == PH_COUNTED_LATER);
         round_of_loop();
         await_commit();
     }
-    CHECK_EQ_U64(ph_load_relaxed(&worker.dense->committer.rewriting), 0);
+    CHECK_EQ_U64(ph_load_relaxed(&tally.batches->committer.rewriting), 0);
     CHECK(rounds > 2);
     die();
 }
@@ -753,7 +720,7 @@ static int pass(void *nothing, const uint8_t *records, size_t length) {
 
 static void expect_refusal(int code) {
     CHECK_EQ_U64(open_dense(), code);
-    CHECK(worker.dense == NULL);
+    CHECK(tally.batches == NULL);
 }
 
 static void write_over(enum disk_name name, off_t at) {
@@ -776,31 +743,31 @@ static void test_another_journal_is_refused(void) {
     expect_refusal(PH_ERR_COUNTERS_CORRUPT);
     known_id = id;
     REQUIRE(open_dense() == 0);
-    off_t last = (off_t)worker.dense->committer.journal.last_at;
+    off_t last = (off_t)tally.batches->committer.journal.last_at;
     die();
     write_over(DISK_BASE, last); /* the last batch: only the Obelisk knows that there was one */
     expect_refusal(PH_ERR_COUNTERS_MISSING);
     known_batch = batch - 1;
     REQUIRE(open_dense() == 0);
-    CHECK_EQ_U64(worker.dense->handed, batch - 1);
+    CHECK_EQ_U64(tally.batches->handed, batch - 1);
     die();
     REQUIRE(unlink(disk.path[DISK_BASE]) == 0);
     expect_refusal(PH_ERR_COUNTERS_MISSING);
     known_id = known_batch = 0;
-    REQUIRE(open_dense() == 0 && worker.dense == NULL);
+    REQUIRE(open_dense() == 0 && tally.batches == NULL);
 }
 
 /* Dies right after a rewrite has begun. Returns where the last batch of the first file is; the Obelisk knows of that one. */
 static off_t begin_rewrite_and_die(void) {
     make_history();
     first_life();
-    struct ph_journal *journal = &worker.dense->committer.journal;
+    struct ph_journal *journal = &tally.batches->committer.journal;
     begin_rewrite();
     known_batch = journal->first - 1;
     die();
     struct ph_journal base;
     struct ph_fault fault;
-    REQUIRE(ph_journal_open(&base, disk.path[DISK_BASE], &worker.config.identity, 0, pass, NULL, &fault) == 0);
+    REQUIRE(ph_journal_open(&base, disk.path[DISK_BASE], &config.identity, 0, pass, NULL, &fault) == 0);
     ph_journal_close(&base);
     return (off_t)base.last_at;
 }
@@ -825,7 +792,7 @@ static void test_files_that_do_not_fit_are_refused(void) {
         id = known_id + (uint64_t)other_id;
         uint64_t first = known_batch + (other_id ? 1 : 2);
         disk.cached[DISK_NEXT] = DISK_NONE;
-        REQUIRE(ph_journal_create(&journal, disk.path[DISK_NEXT], &worker.config.identity, id, first, &fault) == 0);
+        REQUIRE(ph_journal_create(&journal, disk.path[DISK_NEXT], &config.identity, id, first, &fault) == 0);
         ph_journal_close(&journal);
         expect_refusal(PH_ERR_COUNTERS_CORRUPT);
     }
@@ -840,7 +807,7 @@ static void test_inspection(void) {
     struct ph_fault fault;
     begin_rewrite_and_die();
     uint64_t writes = disk.writes, syncs = disk.syncs;
-    CHECK_EQ_U64(ph_dense_inspect(disk.path[DISK_BASE], &worker.config.identity, &report, &fault), 0);
+    CHECK_EQ_U64(ph_dense_inspect(disk.path[DISK_BASE], &config.identity, &report, &fault), 0);
     CHECK_EQ_U64(report.id, known_id);
     CHECK_EQ_U64(report.batch, known_batch + 1);
     CHECK_EQ_U64(report.counters, BALLAST + 1);
@@ -848,8 +815,7 @@ static void test_inspection(void) {
     CHECK_EQ_U64(disk.writes, writes);
     CHECK_EQ_U64(disk.syncs, syncs);
     write_over(DISK_NEXT, 0);
-    CHECK_EQ_U64(ph_dense_inspect(disk.path[DISK_BASE], &worker.config.identity, &report, &fault),
-                 PH_ERR_COUNTERS_CORRUPT);
+    CHECK_EQ_U64(ph_dense_inspect(disk.path[DISK_BASE], &config.identity, &report, &fault), PH_ERR_COUNTERS_CORRUPT);
 }
 
 int main(void) {

@@ -1,6 +1,6 @@
 /* What a start and a repair make of the evidence, as tables. F18, F19, F43, F44, F60, F61. */
-#include "evidence.h"
-#include "issuer.h"
+#include "engine/evidence.h"
+#include "engine/issuer.h"
 
 #include <string.h>
 

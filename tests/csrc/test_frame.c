@@ -1,8 +1,8 @@
 /* Frames against golden bytes, cut anywhere, and made to hurt (F36, F46). fuzz_frame.c looks for what is not listed here. */
 #include <string.h>
 
+#include "base/frame.h"
 #include "check.h"
-#include "frame.h"
 #include "ph_errors.h"
 #include "random.h"
 

@@ -20,9 +20,9 @@
 #include <unistd.h>
 
 #include "check.h"
-#include "evidence.h"
-#include "mint.h"
-#include "obelisk.h"
+#include "durable/obelisk.h"
+#include "engine/evidence.h"
+#include "engine/mint.h"
 #include "random.h"
 
 #define QUANTUM INT64_C(250000) /* a quarter of a millisecond: the world's clocks move in these */

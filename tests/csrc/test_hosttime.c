@@ -1,6 +1,6 @@
 /* Host time: tables of readings, several processes on one page, writers that die. F18, F19, F21, F43. */
 #define _GNU_SOURCE
-#include "hosttime.h"
+#include "engine/hosttime.h"
 
 #include <pthread.h>
 #include <string.h>

@@ -17,7 +17,7 @@
 #include <unistd.h>
 
 #include "check.h"
-#include "hosttime.h"
+#include "engine/hosttime.h"
 #include "ph_atomic.h"
 
 #if defined(__x86_64__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)

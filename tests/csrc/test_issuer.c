@@ -9,7 +9,7 @@
 #include <pthread.h>
 
 #include "check.h"
-#include "issuer.h"
+#include "engine/issuer.h"
 #include "random.h"
 
 static const struct ph_layout layouts[] = {{41, 10, 13, 0}, {41, 9, 14, 0},  {40, 10, 14, 0},

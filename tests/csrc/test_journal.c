@@ -8,15 +8,15 @@
  * - After the first failure a handle writes nothing more. A full disk is no failure, and changes nothing.
  */
 #define _GNU_SOURCE
-#include "journal.h"
+#include "durable/journal.h"
 
 #include <sched.h>
 #include <stddef.h>
 #include <sys/mount.h>
 #include <sys/wait.h>
 
+#include "base/crc.h"
 #include "check.h"
-#include "crc.h"
 #include "disk.h"
 #include "ph_errors.h"
 

@@ -10,15 +10,15 @@
  * - What is found is the newest valid record; without any, the file is refused.
  * - After the first failure a handle writes nothing more.
  */
-#include "obelisk.h"
+#include "durable/obelisk.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
 #include <unistd.h>
 
+#include "base/crc.h"
 #include "check.h"
-#include "crc.h"
 #include "ph_errors.h"
 
 #define PAGES (PH_OBELISK_BYTES / PH_OBELISK_PAGE)

@@ -17,8 +17,8 @@
 #include <unistd.h>
 
 #include "check.h"
-#include "producer.h"
 #include "random.h"
+#include "service/producer.h"
 
 #define MS UINT64_C(1000000)
 #define AGE_NS (10 * MS)

@@ -21,8 +21,8 @@
 
 #include "check.h"
 #include "ph_ring.h"
-#include "producer.h"
 #include "random.h"
+#include "service/producer.h"
 
 #define MS UINT64_C(1000000)
 #define SECOND (1000 * MS)

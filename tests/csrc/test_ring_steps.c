@@ -25,7 +25,7 @@
 
 #include "check.h"
 #include "ph_ring.h"
-#include "producer.h"
+#include "service/producer.h"
 
 #if defined(__x86_64__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
 

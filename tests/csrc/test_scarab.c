@@ -2,8 +2,8 @@
    spec/vectors. */
 #include <string.h>
 
+#include "base/crc.h"
 #include "check.h"
-#include "crc.h"
 #include "ph_scarab.h"
 
 static void test_layouts(void) {

@@ -6,7 +6,7 @@
  * - After a failure nothing is published, written or synced any more.
  */
 #define _GNU_SOURCE
-#include "syncer.h"
+#include "durable/syncer.h"
 
 #include <errno.h>
 #include <fcntl.h>

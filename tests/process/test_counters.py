@@ -29,6 +29,7 @@ from libpharaoh.errors import (
     OutOfRangeError,
     PermissionDeniedError,
     PharaohError,
+    UnknownMethodError,
 )
 from tests.support.counter import asking
 from tests.support.daemon import Daemon, short_directory
@@ -142,9 +143,15 @@ def kill_and_start(daemon: Daemon) -> None:
     daemon.start()
 
 
+def next_schema(daemon: Daemon) -> object:
+    """As the router draws it."""
+    with asking(daemon.private_socket(0)) as ask:
+        return ask("@next_schema")
+
+
 def test_the_ends_of_counters(directory: Path) -> None:
     """F22: offsets end at 2^63, generations at 2^31, schema ids at 2^31 in all; and stay there over a crash."""
-    requests_at_the_end = ("assign_offset p", "assign_offset fast-p", "join_group g m", "@next_schema")
+    requests_at_the_end = ("assign_offset p", "assign_offset fast-p", "join_group g m")
     with Daemon(directory, coordinators=1, settings={"counters": {"reserve": "offset:fast-*"}}) as daemon:
         with asking(daemon.socket) as ask:
             for name in ("p", "fast-p"):
@@ -157,7 +164,7 @@ def test_the_ends_of_counters(directory: Path) -> None:
             assert ask("counter_raise", "group", "g", GROUP_END - 1) == GROUP_END - 1
             assert ask("join_group", "g", "m") == GROUP_END - 1
             assert ask("counter_raise", "schema", "", GROUP_END - 1) == GROUP_END - 1
-            assert ask("@next_schema") == GROUP_END - 1
+            assert next_schema(daemon) == GROUP_END - 1
         for _ in range(2):
             with asking(daemon.socket) as ask:
                 for name in ("p", "fast-p"):
@@ -166,6 +173,8 @@ def test_the_ends_of_counters(directory: Path) -> None:
                 for request in requests_at_the_end:
                     with pytest.raises(CounterExhaustedError):
                         ask(*request.split())
+            with pytest.raises(CounterExhaustedError):
+                next_schema(daemon)
             kill_and_start(daemon)
 
 
@@ -212,7 +221,8 @@ def test_only_the_daemon_s_user_raises(directory: Path) -> None:
             assert ours.poll(WATCHDOG_S)
             results = ours.recv()
             process.join(WATCHDOG_S)
-            assert results == [PermissionDeniedError.__name__] * 4 + [number, {"next": number + 1, "sessions": 0}]
+            refused = [PermissionDeniedError.__name__] * 2 + [UnknownMethodError.__name__] * 2
+            assert results == [*refused, number, {"next": number + 1, "sessions": 0}]
 
 
 def test_as_many_counters_as_permitted(directory: Path) -> None:

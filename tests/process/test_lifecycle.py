@@ -156,15 +156,15 @@ def test_workers_hold_only_their_own(directory: Path) -> None:
         pids = daemon.worker_pids()
         sockets = listening()
         name = sole.name_of(manifest.directory_id(str(daemon.state_dir))).decode().replace("\0", "@")
-        own = {number: sockets[f"{daemon.runtime_dir}/coordinators/{number:04d}.sock"] for number in pids}
+        own = {number: {sockets[daemon.own_socket(number)], sockets[daemon.private_socket(number)]} for number in pids}
         held = {number: targets(pid) for number, pid in pids.items()}
         supervisor = targets(daemon.process.pid)
         for number in pids:
-            assert own[number] in held[number]
+            assert own[number] <= held[number]
             assert sockets[daemon.socket] in held[number]
             assert str(daemon.obelisk(number)) in held[number]
             for other in set(pids) - {number}:
-                assert own[other] not in held[number]
+                assert not own[other] & held[number]
                 assert str(daemon.obelisk(other)) not in held[number]
                 shared = {target for target in held[number] & held[other] if target.startswith(("socket:", "pipe:"))}
                 assert shared == {sockets[daemon.socket], sockets[name]}, "a stream of a sibling"

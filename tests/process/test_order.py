@@ -161,7 +161,8 @@ def test_order_over_fail_over(
         assert nemesis.kills > 0
         assert nemesis.stops > 0
         figures = {
-            "calls": calls, "stood_in": stood_in, "longest_waits_ms": longest_waits_ms(at_work, [way for _, way in callers]),
+            "calls": calls, "stood_in": stood_in,
+            "longest_waits_ms": longest_waits_ms(at_work, [way for _, way in callers]),
             "kills": nemesis.kills, "stops": nemesis.stops, "blind": nemesis.blind,
         }  # fmt: skip
         for name, value in figures.items():

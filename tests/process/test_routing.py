@@ -10,6 +10,7 @@ import os
 import random
 import signal
 import socket
+import stat
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -135,7 +136,7 @@ def test_what_was_forwarded_goes_no_further(daemon: Daemon, entry: int) -> None:
     """F34: a request that a sibling sent here by mistake is stood in for, where any coordinator can, or refused."""
     key = KEY_OF[(entry + 1) % COORDINATORS][0]
     before = [worker.requests_forwarded for worker in daemon.workers()]
-    with Wire(daemon.own_socket(entry)) as wire:
+    with Wire(daemon.private_socket(entry)) as wire:
         assert parse(wire.ask("@get_timestamp", key)).coordinator == entry
         dense: list[Request] = [("join_group", [key, "m"]), ("assign_offset", [key]), ("counter_read", ["offset", key])]
         for method, params in [*dense, ("counter_raise", ["offset", key, 9])]:
@@ -146,6 +147,21 @@ def test_what_was_forwarded_goes_no_further(daemon: Daemon, entry: int) -> None:
             with pytest.raises(UnknownMethodError):
                 wire.ask(f"@{method}", key)
     assert [worker.requests_forwarded for worker in daemon.workers()] == before
+
+
+def test_what_the_daemon_s_processes_ask_each_other_is_not_for_clients(daemon: Daemon) -> None:
+    """F47, F51: those methods exist on private sockets alone, and nothing else does there."""
+    with Wire(daemon.own_socket(0)) as client, Wire(daemon.private_socket(0)) as private:
+        for method in ("get_timestamp", "join_group", "assign_offset", "counter_read", "counter_raise", "next_schema"):
+            with pytest.raises(UnknownMethodError):
+                client.ask(f"@{method}", "key")
+        for method in ("next_id", "get_timestamp", "hello", "attach", "clock_accept", "counter_raise", "stats"):
+            with pytest.raises(UnknownMethodError):
+                private.ask(method)
+        assert parse(private.ask("@get_timestamp")).coordinator == 0
+    for path in (Path(daemon.private_socket(0)), Path(daemon.private_socket(0)).with_name("router.sock")):
+        assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
 def test_route_and_cluster(daemon: Daemon, entry: int) -> None:
@@ -423,7 +439,7 @@ def test_a_link_is_read_while_it_cannot_be_written(directory: Path) -> None:
         Wire(daemon.socket) as readers,
         Wire(daemon.socket) as writers,
     ):
-        path = Path(daemon.own_socket(0)).with_name("router.sock")
+        path = Path(daemon.private_socket(0)).with_name("router.sock")
         path.unlink(missing_ok=True)
         listener.bind(str(path))
         listener.listen()

@@ -199,7 +199,7 @@ def test_worker_keeps_only_its_own_descriptors(daemon: Daemon) -> None:
         held: dict[str, str] = json.loads((daemon.directory / name).read_text().splitlines()[-1])
         others = [target for fd, target in held.items() if int(fd) > 2]
         sockets = [target for target in others if target.startswith("socket:")]
-        assert len(sockets) == 4  # rpc.sock, its own, its stream, the directory's name
+        assert len(sockets) == 5  # rpc.sock, its own two, its stream, the directory's name
         page = hosttime.page_path(str(daemon.directory / "state"))
         assert page is not None
         # Free when the last worker has gone. A file that was made without a name is never shown under the one it got.
@@ -409,7 +409,7 @@ def test_router_runs_beside_the_workers(daemon: Daemon) -> None:
     daemon.start()
     [pid] = router_starts(daemon)
     assert Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"pharaohd: router\0")
-    assert stat.S_IMODE((daemon.directory / "coordinators/router.sock").stat().st_mode) == 0o600
+    assert stat.S_IMODE((daemon.directory / "private/router.sock").stat().st_mode) == 0o600
     assert [worker.coordinator for worker in daemon.workers()] == [0, 1, 2, 3]
     daemon.signal(signal.SIGTERM)
     assert daemon.ended() == 0
@@ -419,7 +419,7 @@ def test_router_runs_beside_the_workers(daemon: Daemon) -> None:
 def test_router_s_socket_is_the_daemon_s_own(daemon: Daemon) -> None:
     daemon.configure('[rpc]\nmode = "0666"\n')
     daemon.start()
-    assert stat.S_IMODE((daemon.directory / "coordinators/router.sock").stat().st_mode) == 0o600
+    assert stat.S_IMODE((daemon.directory / "private/router.sock").stat().st_mode) == 0o600
 
 
 def test_killed_router_is_replaced_and_no_worker_notices(daemon: Daemon) -> None:
@@ -431,7 +431,7 @@ def test_killed_router_is_replaced_and_no_worker_notices(daemon: Daemon) -> None
     assert [end["restart_in_s"] for end in daemon.said("router ended")] == [0.0, 0.05]
     assert [worker.pid for worker in daemon.workers()] == pids
     assert daemon.first_live() == 0
-    assert connects(daemon.directory / "coordinators/router.sock")
+    assert connects(daemon.directory / "private/router.sock")
 
 
 def test_a_router_that_cannot_serve_keeps_the_daemon_from_starting(daemon: Daemon) -> None:
@@ -454,7 +454,7 @@ def test_a_router_that_fails_later_takes_no_worker_with_it(daemon: Daemon) -> No
     daemon.mood("fatal", "router")
     os.kill(router_starts(daemon)[-1], signal.SIGKILL)
     eventually(lambda: daemon.said("router failed"), "failed")
-    assert not (daemon.directory / "coordinators/router.sock").exists()
+    assert not (daemon.directory / "private/router.sock").exists()
     assert {worker.state_name for worker in daemon.workers()} == {"live"}
     daemon.signal(signal.SIGTERM)
     assert daemon.ended() == 0
@@ -527,9 +527,9 @@ def test_socket_taken_by_a_file(daemon: Daemon) -> None:
 
 
 def test_socket_path_too_long(tmp_path: Path) -> None:
-    directory = tmp_path / ("d" * (107 - len(f"{tmp_path}//coordinators/router.sock")))
+    directory = tmp_path / ("d" * (107 - len(f"{tmp_path}//coordinators/0000.sock")))
     directory.mkdir()
-    assert len(f"{directory}/coordinators/router.sock") == 107
+    assert len(f"{directory}/coordinators/0000.sock") == 107
     fits = Daemon(directory)
     fits.start()
     fits.signal(signal.SIGTERM)

@@ -201,6 +201,10 @@ class Daemon:
         """The path of a coordinator's own socket."""
         return str(self.runtime_dir / "coordinators" / f"{coordinator:04d}.sock")
 
+    def private_socket(self, coordinator: int) -> str:
+        """The path of the socket over which the daemon's other processes ask a coordinator."""
+        return str(self.runtime_dir / "private" / f"{coordinator:04d}.sock")
+
     def note_host_page(self) -> None:
         with contextlib.suppress(OSError, AssertionError):
             host_pages[self.host_page()] = self.state_dir

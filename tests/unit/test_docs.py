@@ -81,7 +81,8 @@ def test_every_source_file_has_its_reason() -> None:
     table = (ROOT / "docs/design.md").read_text()
     rows = [line for line in table.splitlines() if line.startswith("| `")]
     missing = []
-    for folder in ("libpharaoh", "libpharaoh/csrc", "pharaohd", "pharaohd/csrc"):
+    layers = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "pharaohd/csrc").iterdir() if path.is_dir())
+    for folder in ("libpharaoh", "libpharaoh/csrc", "pharaohd", "pharaohd/csrc", *layers):
         for file in sorted((ROOT / folder).glob("*.[chp]*")):
             trivial = file.name.startswith("__") or file.name.startswith("_core") or file.suffix == ".pyc"
             listed = any(
@@ -213,7 +214,7 @@ def shape(value: object) -> object:
 
 
 def test_methods_are_those_of_the_daemon() -> None:
-    table = (ROOT / "pharaohd/csrc/methods.c").read_text().rpartition("} methods[] = {")[2]
+    table = (ROOT / "pharaohd/csrc/service/methods.c").read_text().rpartition("} methods[] = {")[2]
     served = re.findall(r'^    METHOD\("([^"]+)", \w+\),$', table, flags=re.MULTILINE)
     assert len(served) > 5
     assert sorted(re.findall(r"^### `([^`]+)`", PROTOCOL, flags=re.MULTILINE)) == sorted(served)
@@ -232,7 +233,8 @@ def test_a_real_daemon_answers_in_the_shape_shown() -> None:
     settings = {"host": {"name": "a"}}  # as in the examples
     with short_directory() as directory, Daemon(directory, coordinators=1, settings=settings) as daemon:
         for request, reply in EXCHANGES:
-            answer = asked(daemon.socket, request.data)
+            path = daemon.private_socket(0) if str(request.meaning[2]).startswith("@") else daemon.socket
+            answer = asked(path, request.data)
             assert shape(answer[3]) == shape(reply.meaning[3]), request.meaning
             assert answer[:2] == reply.meaning[:2]
             if reply.meaning[2] is not None:

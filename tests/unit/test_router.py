@@ -46,7 +46,7 @@ class Bench:
         config = directory / "pharaohd.toml"
         config.write_text(f"[cluster]\ncoordinators = {MODULUS}\n[rpc]\nstall_ms_max = 200\n")
         self.settings = settings.load(config, directory, {})
-        (directory / "coordinators").mkdir()
+        (directory / "private").mkdir()
         (directory / "state/obelisks").mkdir(parents=True)
         self.path = self.settings.host.router_socket_path
         self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
@@ -70,7 +70,7 @@ class Bench:
                         writer.write(self._answer(number, request.msgid, request.method))
             writer.close()
 
-        path = self.settings.host.coordinator_socket_path(number)
+        path = self.settings.host.private_socket_path(number)
         server = await asyncio.start_unix_server(serve, path)
         try:
             yield

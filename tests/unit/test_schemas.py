@@ -55,7 +55,7 @@ class Counters:
         await asyncio.sleep(0)
         if coordinator in self.down:
             raise UnavailableError(f"coordinator {coordinator}")
-        if method == "counter_read":
+        if method == "@counter_read":
             assert params == ["schema", ""]
             if coordinator not in self.next:
                 raise CounterUnknownError

@@ -1,0 +1,99 @@
+/* How the parts of the service hang together, and what a round of the loop does with those who wait. */
+#include "service/service.h"
+
+static void find_slots(struct ph_service *service) {
+    struct ph_stats_slot *slots = (struct ph_stats_slot *)(void *)(service->config->stats + 1);
+    service->stats = service->config->stats;
+    service->slot = &slots[service->config->slot];
+    for (uint64_t i = 0; i < service->stats->slot_count; i++) {
+        service->slot_of[slots[i].coordinator] = (uint16_t)(i + 1);
+    }
+    service->first = (uint32_t)slots[0].coordinator;
+    ph_store_relaxed(&service->slot->connections, 0);
+    ph_store_relaxed(&service->slot->rings, 0);
+}
+
+void ph_service_init(struct ph_service *service, const struct ph_worker_config *config, struct ph_reactor *reactor,
+                     struct ph_events *events) {
+    service->config = config;
+    find_slots(service);
+    ph_streams_init(&service->streams);
+    service->streams.reactor = reactor;
+    service->streams.events = events;
+    service->streams.stats = service->slot;
+    service->streams.now_ns = &service->mint.monotonic_ns;
+    service->streams.owner = service;
+    service->links.streams = &service->streams;
+    service->links.directory = config->private_endpoints;
+    service->links.stand_in = ph_strict_stand_in;
+    service->links.owner = service;
+    TAILQ_INIT(&service->rings.waiting);
+    LIST_INIT(&service->rings.polled);
+    TAILQ_INIT(&service->stricts.list);
+    ph_service_reload(service);
+}
+
+void ph_service_reload(struct ph_service *service) {
+    const struct ph_worker_config *config = service->config;
+    service->streams.limits = (struct ph_stream_limits){
+        .connections_max = config->connections_max,
+        .connections_per_uid_max = config->connections_per_uid_max,
+        .output_bytes_max = config->output_bytes_max,
+        .frame_deadline_ms = config->frame_deadline_ms,
+    };
+    ph_tally_set_stall(&service->tally, config->stall_ms_max);
+}
+
+int ph_is_live(const struct ph_service *service, uint32_t coordinator) {
+    const struct ph_stats_slot *slots = (const struct ph_stats_slot *)(const void *)(service->stats + 1);
+    uint16_t slot = service->slot_of[coordinator];
+    return slot != 0 && ph_load_relaxed(&slots[slot - 1].state) == PH_WORKER_LIVE;
+}
+
+int ph_service_has_waiting(const struct ph_service *service) {
+    return service->streams.waiting_count + service->rings.waiting_count > 0;
+}
+
+void ph_service_resume(struct ph_service *service, int moved_on) {
+    if (service->streams.waiting_count > 0 && service->rings.waiting_count > 0 && moved_on) {
+        ph_rings_feed_in_turn(service);
+    }
+    if (service->streams.waiting_count > 0 && (moved_on || service->short_of_ceiling)) {
+        ph_streams_resume(&service->streams);
+    }
+}
+
+void ph_service_finish_round(struct ph_service *service, uint64_t next_tick_before) {
+    ph_rings_poll(service);
+    if (service->streams.resume_now) {
+        service->short_of_ceiling = 0;
+        ph_streams_resume(&service->streams);
+    }
+    if (service->rings.waiting_count > 0) {
+        ph_rings_feed(service);
+    }
+    if (service->links.in_use > 0) {
+        ph_links_check_deadlines(&service->links); /* before: it may hand strict requests over */
+    }
+    ph_stricts_pursue(service);
+    if (ph_issuer_next(&service->mint.issuer) != next_tick_before) {
+        ph_mint_renew(&service->mint);
+    }
+    ph_counting_answer(service);
+    ph_tally_commit(&service->tally);
+    if (service->turn_over) { /* all have had a turn */
+        service->turn_over = 0;
+        ph_streams_resume_soon(&service->streams);
+    }
+}
+
+void ph_service_stop(struct ph_service *service) {
+    service->stopping = 1;
+    ph_tally_finish(&service->tally);
+    ph_counting_answer(service);
+    ph_streams_resume(&service->streams); /* those that wait are told */
+    ph_links_hang_up(&service->links);
+    ph_stricts_pursue(service);
+    ph_streams_close(&service->streams);
+    ph_links_free(&service->links);
+}
