@@ -57,6 +57,7 @@ test: check ctest
 check: setup lint
 	$(BIN)/python -m tools.gen --check
 	$(BIN)/python -m tools.tidy
+	$(BIN)/python -m tools.mutate --check
 
 lint: setup
 	$(BIN)/ruff check

@@ -1,6 +1,7 @@
 """Proves that tests can fail: breaks the code in one place, and the named test must notice.
 
-    python -m tools.mutate [PART OF A NAME]...
+    python -m tools.mutate [--shard I/N] [PART OF A NAME]...
+    python -m tools.mutate --check       # only whether each mutant still fits its file and its test; `make check` asks
 
 tests/mutants.toml lists the mutants:
 
@@ -19,6 +20,7 @@ mutant survives, does not build, or cannot be judged (its test is skipped: some 
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import shutil
@@ -70,6 +72,33 @@ def read_mutants(path: Path, parts: Sequence[str]) -> list[Mutant]:
     """Those whose name or fault holds one of `parts` (all, without parts)."""
     mutants = [Mutant(**entry) for entry in tomllib.loads(path.read_text()).get("mutant", [])]
     return [m for m in mutants if not parts or any(part in m.name or part == m.fault for part in parts)]
+
+
+def shard_of(mutants: Sequence[Mutant], shard: str) -> list[Mutant]:
+    """ "2/4": the second of four parts. Raises ValueError."""
+    number, count = map(int, shard.split("/"))
+    if not 1 <= number <= count:
+        raise ValueError(f"--shard 1/{count} to {count}/{count}, not {shard}")
+    return list(mutants[number - 1 :: count])
+
+
+def occurrences(tree: Path, mutant: Mutant) -> int:
+    return (tree / mutant.file).read_text().count(mutant.find) if (tree / mutant.file).exists() else 0
+
+
+def misfits(tree: Path, mutants: Sequence[Mutant]) -> Iterator[str]:
+    """What a change has left behind: a place that is not there any more, a test that has another name."""
+    for mutant in mutants:
+        if (count := occurrences(tree, mutant)) != 1:
+            yield f"{mutant.name}: `find` occurs {count} times in {mutant.file}"
+        kind, _, program = mutant.test.partition(":")
+        if kind.startswith("csrc"):
+            file, words = tree / f"tests/csrc/{program}.c", "int main("
+        else:
+            name, _, test = mutant.test.partition("::")
+            file, words = tree / name, f"def {test.partition('[')[0]}(" if test else ""
+        if not file.exists() or words not in file.read_text():
+            yield f"{mutant.name}: there is no {mutant.test}"
 
 
 def run(tree: Path, *command: str) -> Outcome:
@@ -135,9 +164,8 @@ def mutated(tree: Path, mutant: Mutant) -> Iterator[None]:
 
 
 def verdict(tree: Path, mutant: Mutant, unmutated: str) -> str:
-    occurrences = (tree / mutant.file).read_text().count(mutant.find) if (tree / mutant.file).exists() else 0
-    if occurrences != 1:
-        return f"`find` occurs {occurrences} times"
+    if (count := occurrences(tree, mutant)) != 1:
+        return f"`find` occurs {count} times"
     if unmutated != "passed":
         return f"unmutated: {unmutated}"
     try:
@@ -160,11 +188,24 @@ def copy_tree(root: Path, tree: Path) -> None:
     build_modules(tree)
 
 
+def check(root: Path, mutants: Sequence[Mutant]) -> int:
+    found = list(misfits(root, mutants))
+    print("\n".join(found), end="\n" if found else "")
+    return 1 if found else 0
+
+
 def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> int:
-    mutants = read_mutants(root / "tests/mutants.toml", sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(prog="python -m tools.mutate")
+    parser.add_argument("--check", action="store_true")
+    parser.add_argument("--shard", default="1/1", metavar="I/N")
+    parser.add_argument("parts", nargs="*", metavar="PART OF A NAME")
+    options = parser.parse_args(argv)
+    mutants = shard_of(read_mutants(root / "tests/mutants.toml", options.parts), options.shard)
     if not mutants:
         print("no such mutant")
         return 1
+    if options.check:
+        return check(root, mutants)
     results: list[tuple[Mutant, str]] = []
     with tempfile.TemporaryDirectory(prefix="mut") as directory:
         tree = Path(directory) / "t"  # short: sockets have paths of at most 107 bytes

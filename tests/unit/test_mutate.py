@@ -92,6 +92,27 @@ def test_verdicts(toy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert before == {file: file.read_bytes() for file in toy.rglob("*") if file.is_file()}, "the tree itself changed"
 
 
+def test_the_check_names_each_that_does_not_fit(toy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert mutate.main(["--check", "inverted"], toy) == 0
+    assert capsys.readouterr().out == ""
+    mutants = toy / "tests/mutants.toml"
+    mutants.write_text(mutants.read_text().replace("::test_small", "::test_renamed", 1))
+    (toy / "pharaohd/pure.py").write_text("LIMIT = 5\n")
+    assert mutate.main(["--check"], toy) == 1
+    output = capsys.readouterr().out
+    assert "`find` occurs 0 times in pharaohd/pure.py" in output
+    assert "there is no tests/unit/test_toy.py::test_renamed" in output
+
+
+def test_shards_are_all_of_them() -> None:
+    known = mutate.read_mutants(ROOT / "tests/mutants.toml", [])
+    shards = [mutate.shard_of(known, f"{number}/3") for number in (1, 2, 3)]
+    assert sorted(m.name for shard in shards for m in shard) == sorted(m.name for m in known)
+    for wrong in ("0/3", "4/3", "1"):
+        with pytest.raises(ValueError):
+            mutate.shard_of(known, wrong)
+
+
 def test_success_needs_a_mutant_and_all_caught(toy: Path) -> None:
     assert mutate.main(["inverted"], toy) == 0
     assert mutate.main(["no mutant of this name"], toy) == 1
