@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Generic, NamedTuple, TypeAlias, TypedDict, TypeVar
 
+from libpharaoh._limits import COUNT_MAX, SCHEMA_BYTES
 from libpharaoh._socket import Hello
 from libpharaoh.errors import InvalidArgumentError, KeyTooLongError, ProtocolViolationError, SchemaInvalidError
 from libpharaoh.scarab import ID_MAX, key_bytes, whole_number
 
 INT32_MAX = 2**31 - 1
 INT63_MAX = 2**63 - 1
-SCHEMA_BYTES_MAX = 57344
 SCHEMA_TYPES = ("json", "avro", "bytes")
 
 Token: TypeAlias = tuple[int, int] | tuple[int, int, str | bytes]
@@ -88,7 +88,7 @@ def join_group(group: str | bytes, member: str | bytes, token: Token | None, hel
 
 
 def assign_offset(partition: str | bytes, count: int, token: Token | None, hello: Hello) -> Call[int]:
-    whole_number(count, "count", 1, hello.limits.get("count_max", INT32_MAX))
+    whole_number(count, "count", 1, hello.limits.get("count_max", COUNT_MAX))
     params = [checked_key(partition, hello), count, _wire_token(token, hello)]
     return Call("assign_offset", params, _number("assign_offset", 0, INT63_MAX))
 
@@ -99,7 +99,7 @@ def register_schema(subject: str | bytes, schema: str | bytes, type: str | None,
         raise InvalidArgumentError(f"a schema is str or bytes, not {schema.__class__.__name__}")
     if type is not None and type not in SCHEMA_TYPES:
         raise InvalidArgumentError(f"type must be one of {', '.join(SCHEMA_TYPES)} or None, not {type!r}")
-    length, limit = len(key_bytes(schema)), hello.limits.get("schema_bytes", SCHEMA_BYTES_MAX)
+    length, limit = len(key_bytes(schema)), hello.limits.get("schema_bytes", SCHEMA_BYTES)
     if length > limit:  # the daemon would close the connection over a frame of that size
         raise SchemaInvalidError(f"{length} bytes, at most {limit}")
     return Call("register_schema", [subject, schema, type], _number("register_schema", 1, INT32_MAX))

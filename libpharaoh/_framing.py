@@ -11,6 +11,7 @@ from typing import Any
 
 import msgpack
 
+from libpharaoh._limits import FRAME_BYTES
 from libpharaoh.errors import PharaohError, ProtocolViolationError, from_wire
 
 REPLY_BYTES_MAX = 4 * 1024 * 1024
@@ -18,7 +19,7 @@ REPLY_BYTES_MAX = 4 * 1024 * 1024
 CONTAINER_MAX = 16 * 1024
 """Items in one array or map: twice the runs that a full next_ids can have."""
 MSGID_END = 2**32
-REQUEST_BYTES_MAX = 64 * 1024
+REQUEST_BYTES_MAX = FRAME_BYTES
 
 
 @dataclass(frozen=True, slots=True)

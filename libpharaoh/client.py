@@ -10,6 +10,7 @@ from typing import Any, Self, TypeVar
 
 from libpharaoh import _calls, _native
 from libpharaoh._calls import Call, Route, Schema, SchemaVersion, Token, checked_key
+from libpharaoh._limits import MAX_AGE_MS
 from libpharaoh._native import guarded
 from libpharaoh._ring import STRICT_SLICE_NS
 from libpharaoh._session import Session
@@ -19,7 +20,6 @@ from libpharaoh.scarab import Layout, whole_number
 
 DEFAULT_SOCKET = "/run/pharaohd/rpc.sock"
 IDS_PER_CALL_MAX = 2**24
-MAX_AGE_MS_MAX = 10_000
 _ONE = array.array("Q", (0,))
 _T = TypeVar("_T")
 
@@ -321,5 +321,5 @@ def new_session(
     if type(timeout) not in (int, float) or not 0 < timeout <= threading.TIMEOUT_MAX:
         raise InvalidArgumentError(f"timeout must be a positive number of seconds, not {timeout!r}")
     if max_age_ms is not None:
-        whole_number(max_age_ms, "max_age_ms", 1, MAX_AGE_MS_MAX)
+        whole_number(max_age_ms, "max_age_ms", 1, MAX_AGE_MS)
     return Session(checked, name, timeout, max_age_ms, bool(rings), bool(causal))

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from libpharaoh import _calls
+from libpharaoh import _calls, _limits
 from libpharaoh._calls import Call, Route, Schema, SchemaVersion, Token, checked_key, lowest
 from libpharaoh._memory import Memory
 from libpharaoh._socket import Hello
@@ -355,12 +355,4 @@ class AsyncFakeClient:
 
 
 def _hello(layout: Layout, coordinator: int, modulus: int) -> Hello:
-    limits = {
-        "frame_bytes": 65536,
-        "in_flight": 1024,
-        "ids_per_request": 8192,
-        "key_bytes": 4096,
-        "count_max": _calls.INT32_MAX,
-        "schema_bytes": _calls.SCHEMA_BYTES_MAX,
-    }
-    return Hello("fake", layout, coordinator, modulus, tuple(range(modulus)), "/nonexistent", limits)
+    return Hello("fake", layout, coordinator, modulus, tuple(range(modulus)), "/nonexistent", dict(_limits.HELLO))

@@ -13,9 +13,9 @@ from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
 
+from libpharaoh._limits import SCHEMA_BYTES
 from libpharaoh.errors import SchemaInvalidError
 
-SCHEMA_BYTES_MAX = 57_344
 DEPTH_MAX = 128
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 FULL_NAME = re.compile(rf"{NAME.pattern}(\.{NAME.pattern})*")
@@ -25,8 +25,8 @@ PRIMITIVE = ("null", "boolean", "int", "long", "float", "double", "bytes", "stri
 
 def identify(content: bytes, type: str | None) -> tuple[str, bytes]:
     """The schema's type and a digest of type and canonical form. Raises SchemaInvalidError."""
-    if len(content) > SCHEMA_BYTES_MAX:
-        raise SchemaInvalidError(f"{len(content)} bytes; at most {SCHEMA_BYTES_MAX}")
+    if len(content) > SCHEMA_BYTES:
+        raise SchemaInvalidError(f"{len(content)} bytes; at most {SCHEMA_BYTES}")
     if type is None:
         type, form = guess(content)
     elif type not in FORMS:

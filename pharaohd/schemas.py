@@ -28,6 +28,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
+from libpharaoh._limits import KEY_BYTES
 from libpharaoh.errors import (
     BadRequestError,
     CounterExhaustedError,
@@ -47,7 +48,6 @@ APPLICATION_ID = 0x50485343
 """Tells SQLite files of schemas from all others: "PHSC"."""
 FORMAT = 1
 ID_MAX = 2**31 - 1
-NAME_BYTES_MAX = 4096
 PAGE_ROWS = 256
 PAGE_BYTES = 40_000
 """After so much a list goes on in another reply, which has to fit a frame of 64 KiB."""
@@ -439,8 +439,8 @@ class Schemas:
 
 def checked_subject(value: object) -> Name:
     name = Name.of(value, "a subject")
-    if len(name.raw) > NAME_BYTES_MAX:
-        raise KeyTooLongError(f"{NAME_BYTES_MAX} bytes at most")
+    if len(name.raw) > KEY_BYTES:
+        raise KeyTooLongError(f"{KEY_BYTES} bytes at most")
     return name
 
 

@@ -22,6 +22,7 @@ import posix_ipc
 
 from libpharaoh.errors import ConnectFailedError, ProtocolViolationError
 from pharaohd._core import ffi, lib
+from pharaohd.statistics import Statistics
 
 NO_COORDINATOR: int = lib.PH_NO_COORDINATOR
 HEADER_BYTES: int = ffi.sizeof("struct ph_stats_header")
@@ -52,45 +53,10 @@ class DaemonStats:
     reload_failures: int
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerStats:
-    """One coordinator's slot: what each field means stands in csrc/stats.h."""
+class WorkerStats(Statistics):
+    """One coordinator's slot."""
 
-    coordinator: int
-    state: int
-    pid: int
-    restart_count: int
-    exit_code: int
-    started_ns: int
-    heartbeat_ns: int
-    ids_ring: int
-    ids_socket: int
-    ids_strict: int
-    grants: int
-    requests: int
-    requests_forwarded: int
-    errors: int
-    violations: int
-    accepts: int
-    connections: int
-    rings: int
-    wakeups: int
-    syncs: int
-    sync_ns_last: int
-    sync_ns_max: int
-    stalls: int
-    ceiling: int
-    next_tick: int
-    virtual_ms: int
-    clock_ahead_ms: int
-    clock_jump_ms: int
-    clock_steps_back: int
-    ids_dense: int
-    counters: int
-    commits: int
-    commit_ns_last: int
-    commit_ns_max: int
-    ceiling_wait_ms: int
+    __slots__ = ()
 
     @property
     def state_name(self) -> str:

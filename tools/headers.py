@@ -11,7 +11,8 @@ COMPILE_ARGS = ["-std=gnu11", "-UNDEBUG", "-O3", "-g", "-fvisibility=hidden", "-
 
 def declarations(header: Path) -> str:
     """The part of a header that cffi's parser takes: no preprocessor lines but plain constants, no assertions."""
-    text = re.sub(r"static_assert\(.*?\);|__attribute__\(\(.*?\)\)(?=;)", "", header.read_text(), flags=re.DOTALL)
+    text = header.read_text().replace("\\\n", " ")  # a macro over several lines is one line
+    text = re.sub(r"static_assert\(.*?\);|__attribute__\(\(.*?\)\)(?=;)", "", text, flags=re.DOTALL)
     constants = re.findall(r"^#define (PH_\w+) (?:UINT64_C\()?(?:0x)?[0-9a-fA-F]+\)?", text, flags=re.MULTILINE)
     body = "\n".join(line for line in text.splitlines() if not line.startswith("#"))
     values = "\n".join(f"#define {name} ..." for name in constants)

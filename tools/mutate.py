@@ -75,7 +75,7 @@ def read_mutants(path: Path, parts: Sequence[str]) -> list[Mutant]:
 
 
 def shard_of(mutants: Sequence[Mutant], shard: str) -> list[Mutant]:
-    """ "2/4": the second of four parts. Raises ValueError."""
+    """One of several parts: shard "2/4" is the second of four. Raises ValueError."""
     number, count = map(int, shard.split("/"))
     if not 1 <= number <= count:
         raise ValueError(f"--shard 1/{count} to {count}/{count}, not {shard}")

@@ -134,37 +134,6 @@ struct ph_worker *ph_worker_open(const struct ph_worker_config *config, struct p
 
 /* --- once a second */
 
-static void publish_gauges(struct ph_worker *worker) {
-    struct ph_stats_slot *slot = worker->service.slot;
-    ph_store_relaxed(&slot->heartbeat_ns, worker->service.mint.monotonic_ns);
-    ph_store_relaxed(&slot->syncs, ph_load_relaxed(&worker->syncer.sync_count));
-    ph_store_relaxed(&slot->sync_ns_last, ph_load_relaxed(&worker->syncer.sync_ns_last));
-    ph_store_relaxed(&slot->sync_ns_max, ph_load_relaxed(&worker->syncer.sync_ns_max));
-    ph_store_relaxed(&slot->ceiling, ph_syncer_durable(&worker->syncer));
-    ph_store_relaxed(&slot->next_tick, ph_issuer_next(&worker->service.mint.issuer));
-    ph_store_relaxed(&slot->ceiling_wait_ms, ph_mint_ceiling_wait_ms(&worker->service.mint));
-    ph_store_relaxed(&slot->virtual_ms, worker->service.mint.now_ms);
-    ph_store_relaxed(&slot->clock_ahead_ms, (uint64_t)(worker->service.mint.clock.ahead_ns / (int64_t)PH_NS_PER_MS));
-    ph_store_relaxed(&slot->clock_steps_back, worker->service.mint.clock.steps_back);
-    uint64_t jump_ms = (uint64_t)worker->service.mint.clock.jump_ns / PH_NS_PER_MS;
-    int tells = ph_load_relaxed(&worker->service.stats->first_live) ==
-                worker->service.mint.issuer.coordinator; /* one for the host */
-    if (tells && jump_ms != 0 && ph_load_relaxed(&slot->clock_jump_ms) == 0) {
-        ph_log(&worker->events, PH_LOG_ERROR,
-               "the wall clock jumped %llu ms ahead and is not followed; `pharaohctl clock accept` if it is right",
-               (unsigned long long)jump_ms);
-    }
-    ph_store_relaxed(&slot->clock_jump_ms, jump_ms);
-    const struct ph_batches *batches = worker->service.tally.batches;
-    if (batches != NULL) {
-        const struct ph_committer *committer = &batches->committer;
-        ph_store_relaxed(&slot->counters, batches->counters.defined);
-        ph_store_relaxed(&slot->commits, ph_load_relaxed(&committer->commit_count));
-        ph_store_relaxed(&slot->commit_ns_last, ph_load_relaxed(&committer->sync_ns_last));
-        ph_store_relaxed(&slot->commit_ns_max, ph_load_relaxed(&committer->sync_ns_max));
-    }
-}
-
 static void heartbeat(struct ph_worker *worker) {
     struct ph_mint *mint = &worker->service.mint;
     if (mint->monotonic_ns < worker->heartbeat_due_ns) {
@@ -173,7 +142,7 @@ static void heartbeat(struct ph_worker *worker) {
     worker->heartbeat_due_ns = mint->monotonic_ns + HEARTBEAT_NS;
     ph_log_tend(&worker->events);
     ph_mint_tend(mint);
-    publish_gauges(worker);
+    ph_service_publish(&worker->service);
     ph_streams_check_deadlines(&worker->service.streams);
     ph_listeners_tend(&worker->listeners);
 }

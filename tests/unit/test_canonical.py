@@ -16,8 +16,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from libpharaoh._limits import SCHEMA_BYTES
 from libpharaoh.errors import SchemaInvalidError
-from pharaohd.canonical import DEPTH_MAX, SCHEMA_BYTES_MAX, Real, form_of, identify, parse
+from pharaohd.canonical import DEPTH_MAX, Real, form_of, identify, parse
 
 documents = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -200,7 +201,7 @@ def test_there_is_no_such_type(type: str) -> None:
 
 @pytest.mark.parametrize("type", [None, "json", "avro", "bytes"])
 def test_the_longest_schema(type: str | None) -> None:
-    longest = b'"string"'.ljust(SCHEMA_BYTES_MAX)
+    longest = b'"string"'.ljust(SCHEMA_BYTES)
     identify(longest, type)
     with pytest.raises(SchemaInvalidError, match="57345 bytes"):
         identify(longest + b" ", type)

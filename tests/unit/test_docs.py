@@ -45,7 +45,8 @@ def prose(page: Path) -> str:
 def anchors(page: Path) -> set[str]:
     """The anchors of a page's headings, as the usual renderers make them."""
     headings = re.findall(r"^#+ (.*)$", prose(page), flags=re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    plain = [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
+    return {one + (f"-{before}" if (before := plain[:at].count(one)) else "") for at, one in enumerate(plain)}
 
 
 @each_page
@@ -214,8 +215,8 @@ def shape(value: object) -> object:
 
 
 def test_methods_are_those_of_the_daemon() -> None:
-    table = (ROOT / "pharaohd/csrc/service/methods.c").read_text().rpartition("} methods[] = {")[2]
-    served = re.findall(r'^    METHOD\("([^"]+)", \w+\),$', table, flags=re.MULTILINE)
+    table = (ROOT / "pharaohd/csrc/service/method_table.h").read_text()
+    served = re.findall(r'X\("([^"]+)", \w+\)', table)
     assert len(served) > 5
     assert sorted(re.findall(r"^### `([^`]+)`", PROTOCOL, flags=re.MULTILINE)) == sorted(served)
     assert {request.meaning[2] for request, _ in EXCHANGES} == set(served)

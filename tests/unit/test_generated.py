@@ -6,13 +6,14 @@ import pickle
 import shutil
 import subprocess
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from libpharaoh import errors
-from tools import gen
+from tools import gen, gen_core, gen_text
 
 ROOT = gen.ROOT
 SPEC: list[dict[str, Any]] = tomllib.loads((ROOT / "spec/errors.toml").read_text())["error"]
@@ -33,7 +34,7 @@ def test_no_drift() -> None:
 
 
 def test_check_fails_on_drift_and_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for path in [*dict(gen.generated(ROOT)), "spec/errors.toml"]:
+    for path in [*dict(gen.generated(ROOT)), *(str(path.relative_to(ROOT)) for path in (ROOT / "spec").glob("*.toml"))]:
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / path, tmp_path / path)
     monkeypatch.setattr(gen, "ROOT", tmp_path)
@@ -59,7 +60,7 @@ def test_check_fails_on_drift_and_writes_nothing(tmp_path: Path, monkeypatch: py
     ],
 )
 def test_a_wrong_spec_is_refused(text: str) -> None:
-    with pytest.raises(gen.SpecError):
+    with pytest.raises(gen_text.SpecError):
         gen.read_errors(text)
 
 
@@ -124,3 +125,28 @@ def test_settings_page_has_every_setting() -> None:
         section = page.split(f"## [{setting.section}]\n")[1].split("\n## ")[0]
         assert f"| `{setting.key}` |" in section
         assert setting.prose.replace("|", "\\|") in section
+
+
+@pytest.mark.parametrize(
+    ("read", "text", "named"),
+    [
+        (
+            gen_core.read_statistics,
+            '[[statistic]]\nname = "a"\nkind = "sum"\nunit = ""\nmeaning = "b"',
+            "a kind is one",
+        ),
+        (gen_core.read_statistics, '[[statistic]]\nname = "a"\nkind = "gauge"\nunit = ""', "keys are wrong"),
+        (gen_core.read_limits, 2 * '[[limit]]\nname="a"\nmacro="A"\nvalue=1\nwhat="b"\nbeyond="c"\n', "share a name"),
+        (gen_core.read_methods, '[[method]]\nname="@a"\nfunction="f"\nwho="application"\nwhat="b"', "begin with @"),
+    ],
+)
+def test_a_wrong_entry_is_refused(read: Callable[[str], object], text: str, named: str) -> None:
+    with pytest.raises(gen_text.SpecError, match=named):
+        read(text)
+
+
+def test_a_slot_that_is_full_is_refused() -> None:
+    known = gen_core.read_statistics((ROOT / "spec/statistics.toml").read_text())
+    more = [{"name": f"more_{n}", "kind": "gauge", "unit": "", "meaning": "x"} for n in range(64 - len(known))]
+    with pytest.raises(gen_text.SpecError, match="raise the page's version"):
+        gen_core.stats_header([*known, *more])

@@ -18,8 +18,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define PH_FRAME_BYTES_MAX 65536
-#define PH_FRAME_DEPTH_MAX 8
+#include "ph_limits.h"
 
 enum ph_scan_result { PH_SCAN_MORE = 0, PH_SCAN_FRAME = 1, PH_SCAN_MALFORMED = 2 };
 
@@ -84,8 +83,6 @@ struct ph_writer {
     size_t length;
     size_t capacity;
 };
-
-#define PH_REPLY_BYTES_MAX 16384
 
 void ph_put_array(struct ph_writer *writer, uint32_t count);
 void ph_put_map(struct ph_writer *writer, uint32_t count);

@@ -13,6 +13,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "base/stats_slot.h"
+
 #define PH_STATS_MAGIC UINT64_C(0x3153544154534850)
 #define PH_STATS_VERSION 1
 #define PH_NO_COORDINATOR UINT64_C(0xffffffff)
@@ -37,49 +39,6 @@ struct ph_stats_header {
     uint64_t settings_serial; /* raised by each reload */
     uint64_t reload_failures; /* reloads refused because the new settings were not valid */
     uint8_t pad[48];
-};
-
-struct ph_stats_slot {
-    uint64_t coordinator;
-    uint64_t state; /* enum ph_worker_state */
-    uint64_t pid;
-    uint64_t restart_count;
-    uint64_t exit_code; /* of the last worker that ended, or 0 */
-    uint64_t started_ns;
-    uint64_t heartbeat_ns; /* CLOCK_MONOTONIC */
-    uint64_t pad0;
-
-    uint64_t ids_ring;   /* granted to rings */
-    uint64_t ids_socket; /* issued by next_id and next_ids */
-    uint64_t ids_strict; /* issued by get_timestamp and its kin, over either path */
-    uint64_t grants;
-    uint64_t requests;
-    uint64_t requests_forwarded;
-    uint64_t errors;     /* error replies */
-    uint64_t violations; /* connections closed for malformed frames or damaged rings */
-    uint64_t accepts;
-    uint64_t connections; /* gauge */
-    uint64_t rings;       /* gauge */
-    uint64_t wakeups;
-
-    uint64_t syncs;
-    uint64_t sync_ns_last;
-    uint64_t sync_ns_max;
-    uint64_t stalls; /* times that a request had to wait for a ceiling */
-
-    uint64_t ceiling; /* durable, a tick */
-    uint64_t next_tick;
-    uint64_t virtual_ms;       /* host time, since the epoch of the layout */
-    uint64_t clock_ahead_ms;   /* how far host time is ahead of the wall clock */
-    uint64_t clock_jump_ms;    /* a forward jump that is not followed (alarm), or 0 */
-    uint64_t clock_steps_back; /* backward steps seen */
-    uint64_t ids_dense;        /* values of dense counters handed out */
-    uint64_t counters;         /* dense counters held */
-    uint64_t commits;          /* batches of them made durable */
-    uint64_t commit_ns_last;
-    uint64_t commit_ns_max;
-    uint64_t ceiling_wait_ms; /* for how long a ceiling that was asked for is not durable; 0: none is under way */
-    uint8_t pad1[224];
 };
 
 static_assert(sizeof(struct ph_stats_header) == 128, "header size is part of the page's version");

@@ -20,8 +20,7 @@
 
 #include "base/frame.h"
 
-#define PH_SESSIONS_MAX 64
-#define PH_NAME_BYTES_MAX 4096
+#define PH_NAME_BYTES_MAX PH_KEY_BYTES_MAX
 /* The most that one counter with all its sessions takes when it is written down. */
 #define PH_COUNTER_RECORDS_MAX (32 + PH_NAME_BYTES_MAX + 56 * PH_SESSIONS_MAX)
 

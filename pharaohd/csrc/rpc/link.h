@@ -12,8 +12,6 @@
 
 #define PH_ROUTER PH_COORDINATOR_MAX /* the link to the router process */
 #define PH_LINKS_MAX (PH_COORDINATOR_MAX + 1)
-#define PH_IN_FLIGHT_MAX 1024
-#define PH_KEY_BYTES_MAX 4096
 #define PH_LINK_FULL (-1)
 
 /* What the layer above needs to stand in for who was asked. */

@@ -145,7 +145,7 @@ static enum ph_outcome join(struct ph_call *call, const char *pass_on_as) {
         return ph_call_bad_params(call, "join_group takes group, member and a token ([session, sequence]) or nil");
     }
     if (wanted.name.length > PH_KEY_BYTES_MAX || member.length > PH_KEY_BYTES_MAX) {
-        return ph_call_fail(call, PH_ERR_KEY_TOO_LONG, "4096 bytes at most");
+        return ph_call_fail(call, PH_ERR_KEY_TOO_LONG, PH_TEXT(PH_KEY_BYTES_MAX) " bytes at most");
     }
     if (wanted.token.session != 0 && wanted.token.client == 0) {
         wanted.token.client = ph_client_hash(member);
@@ -173,10 +173,10 @@ static enum ph_outcome assign(struct ph_call *call, const char *pass_on_as) {
                                   "assign_offset takes partition, count and a token ([session, sequence]) or nil");
     }
     if (wanted.name.length > PH_KEY_BYTES_MAX) {
-        return ph_call_fail(call, PH_ERR_KEY_TOO_LONG, "4096 bytes at most");
+        return ph_call_fail(call, PH_ERR_KEY_TOO_LONG, PH_TEXT(PH_KEY_BYTES_MAX) " bytes at most");
     }
     if (wanted.count < 1 || wanted.count > PH_COUNT_MAX) {
-        return ph_call_fail(call, PH_ERR_OUT_OF_RANGE, "a count is 1 to 2147483647");
+        return ph_call_fail(call, PH_ERR_OUT_OF_RANGE, "a count is 1 to " PH_TEXT(PH_COUNT_MAX));
     }
     return is_own(call, wanted.name, pass_on_as, &outcome) ? count(call, &wanted) : outcome;
 }
@@ -219,7 +219,7 @@ static int own_counter(struct ph_call *call, struct ph_reader *reader, uint32_t 
         return 0;
     }
     if (wanted->name.length > PH_KEY_BYTES_MAX) {
-        *outcome = ph_call_fail(call, PH_ERR_KEY_TOO_LONG, "4096 bytes at most");
+        *outcome = ph_call_fail(call, PH_ERR_KEY_TOO_LONG, PH_TEXT(PH_KEY_BYTES_MAX) " bytes at most");
         return 0;
     }
     return wanted->kind == PH_KIND_SCHEMA || is_own(call, wanted->name, pass_on_as, outcome);

@@ -64,13 +64,10 @@ enum ph_outcome ph_hello(struct ph_call *call) {
     ph_put_text(writer, "endpoints");
     ph_put_text(writer, service->config->endpoints);
     ph_put_text(writer, "limits");
-    ph_put_map(writer, 6);
-    ph_put_pair(writer, "frame_bytes", PH_FRAME_BYTES_MAX);
-    ph_put_pair(writer, "in_flight", PH_IN_FLIGHT_MAX);
-    ph_put_pair(writer, "ids_per_request", PH_IDS_MAX);
-    ph_put_pair(writer, "key_bytes", PH_KEY_BYTES_MAX);
-    ph_put_pair(writer, "count_max", PH_COUNT_MAX);
-    ph_put_pair(writer, "schema_bytes", PH_SCHEMA_BYTES_MAX);
+    ph_put_map(writer, PH_HELLO_LIMITS_COUNT);
+#define PUT(name, value) ph_put_pair(writer, #name, value);
+    PH_HELLO_LIMITS(PUT)
+#undef PUT
     return PH_DONE;
 }
 
@@ -83,7 +80,7 @@ enum ph_outcome ph_route(struct ph_call *call) {
         return ph_call_bad_params(call, "route takes a key");
     }
     if (key.length > PH_KEY_BYTES_MAX) {
-        return ph_call_fail(call, PH_ERR_KEY_TOO_LONG, "4096 bytes at most");
+        return ph_call_fail(call, PH_ERR_KEY_TOO_LONG, PH_TEXT(PH_KEY_BYTES_MAX) " bytes at most");
     }
     uint32_t coordinator = ph_coordinator_of_key(service, key);
     int local = is_owned(service, coordinator);
@@ -127,50 +124,24 @@ enum ph_outcome ph_cluster(struct ph_call *call) {
 }
 
 enum ph_outcome ph_stats(struct ph_call *call) {
-    const struct ph_stats_slot *slot = call->service->slot;
-    struct {
+    struct ph_stats_slot *slot = call->service->slot;
+    const struct {
         const char *name;
-        uint64_t value;
+        const uint64_t *value;
     } rows[] = {
-        {"coordinator", slot->coordinator},
-        {"pid", slot->pid},
-        {"ids_ring", slot->ids_ring},
-        {"ids_socket", slot->ids_socket},
-        {"ids_strict", slot->ids_strict},
-        {"grants", slot->grants},
-        {"requests", slot->requests},
-        {"requests_forwarded", slot->requests_forwarded},
-        {"errors", slot->errors},
-        {"violations", slot->violations},
-        {"accepts", slot->accepts},
-        {"connections", slot->connections},
-        {"rings", slot->rings},
-        {"wakeups", slot->wakeups},
-        {"syncs", ph_load_relaxed(&call->service->mint.syncer->sync_count)},
-        {"sync_ns_last", ph_load_relaxed(&call->service->mint.syncer->sync_ns_last)},
-        {"sync_ns_max", ph_load_relaxed(&call->service->mint.syncer->sync_ns_max)},
-        {"stalls", slot->stalls},
-        {"ceiling", ph_syncer_durable(call->service->mint.syncer)},
-        {"next_tick", ph_issuer_next(&call->service->mint.issuer)},
-        {"virtual_ms", call->service->mint.now_ms},
-        {"clock_ahead_ms", (uint64_t)(call->service->mint.clock.ahead_ns / 1000000)},
-        {"clock_jump_ms", (uint64_t)(call->service->mint.clock.jump_ns / 1000000)},
-        {"clock_steps_back", call->service->mint.clock.steps_back},
-        {"ids_dense", slot->ids_dense},
-        {"counters", slot->counters},
-        {"commits", slot->commits},
-        {"commit_ns_last", slot->commit_ns_last},
-        {"commit_ns_max", slot->commit_ns_max},
-        {"ceiling_wait_ms", ph_mint_ceiling_wait_ms(&call->service->mint)},
+#define ROW(name) {#name, &slot->name},
+        PH_STATS_ON_WIRE(ROW)
+#undef ROW
     };
     uint32_t count = sizeof rows / sizeof rows[0];
     if (call->request->param_count != 0) {
         return ph_call_bad_params(call, "stats takes no parameters");
     }
+    ph_service_publish(call->service);
     ph_put_reply(call->writer, call->request->message_id);
     ph_put_map(call->writer, count);
     for (uint32_t i = 0; i < count; i++) {
-        ph_put_pair(call->writer, rows[i].name, rows[i].value);
+        ph_put_pair(call->writer, rows[i].name, ph_load_relaxed(rows[i].value));
     }
     return PH_DONE;
 }

@@ -42,7 +42,7 @@ enum ph_outcome ph_next_ids(struct ph_call *call) {
         return ph_call_bad_params(call, "next_ids takes one number");
     }
     if (wanted < 1 || wanted > PH_IDS_MAX) {
-        return ph_call_fail(call, PH_ERR_OUT_OF_RANGE, "next_ids takes 1 to 8192");
+        return ph_call_fail(call, PH_ERR_OUT_OF_RANGE, "next_ids takes 1 to " PH_TEXT(PH_IDS_MAX));
     }
     if (!collect_runs(call, wanted)) {
         return ph_call_wait(call);
@@ -88,7 +88,7 @@ static enum ph_outcome timestamp_of(struct ph_call *call, const struct timestamp
     if (params->has_key) {
         owner = ph_coordinator_of_key(call->service, params->key);
         if (params->key.length > PH_KEY_BYTES_MAX) {
-            return ph_call_fail(call, PH_ERR_KEY_TOO_LONG, "4096 bytes at most");
+            return ph_call_fail(call, PH_ERR_KEY_TOO_LONG, PH_TEXT(PH_KEY_BYTES_MAX) " bytes at most");
         }
         if (call->service->slot_of[owner] == 0) {
             return ph_call_fail(call, PH_ERR_WRONG_COORDINATOR, NULL);

@@ -55,43 +55,11 @@ struct entry {
     ph_method *run;
 };
 
-#define METHOD(name, run) {name, sizeof name - 1, run}
+#define ENTRY(name, run) {name, sizeof name - 1, run},
 
-static const struct entry application_methods[] = {
-    METHOD("next_id", ph_next_id),
-    METHOD("next_ids", ph_next_ids),
-    METHOD("get_timestamp", ph_get_timestamp),
-    METHOD("begin_transaction", ph_begin_transaction),
-    METHOD("create_session", ph_create_session),
-    METHOD("next_event_id", ph_next_event_id),
-    METHOD("assign_offset", ph_assign_offset),
-    METHOD("join_group", ph_join_group),
-    METHOD("counter_read", ph_counter_read),
-    METHOD("counter_list", ph_counter_list),
-    METHOD("counter_raise", ph_counter_raise),
-    METHOD("register_schema", ph_register_schema),
-    METHOD("get_schema", ph_get_schema),
-    METHOD("list_schemas", ph_list_schemas),
-    METHOD("ping", ph_ping),
-    METHOD("hello", ph_hello),
-    METHOD("route", ph_route),
-    METHOD("cluster", ph_cluster),
-    METHOD("stats", ph_stats),
-    METHOD("attach", ph_attach),
-    METHOD("clock_accept", ph_clock_accept),
-    {NULL, 0, NULL},
-};
-
+static const struct entry application_methods[] = {PH_APPLICATION_METHODS(ENTRY){NULL, 0, NULL}};
 /* What one process of the daemon passes on to another, which serves it itself. */
-static const struct entry private_methods[] = {
-    METHOD("@get_timestamp", ph_forwarded_timestamp),
-    METHOD("@assign_offset", ph_forwarded_assign),
-    METHOD("@join_group", ph_forwarded_join),
-    METHOD("@counter_read", ph_forwarded_read),
-    METHOD("@counter_raise", ph_forwarded_raise),
-    METHOD("@next_schema", ph_next_schema),
-    {NULL, 0, NULL},
-};
+static const struct entry private_methods[] = {PH_PRIVATE_METHODS(ENTRY){NULL, 0, NULL}};
 
 static enum ph_outcome serve(const struct entry *methods, struct ph_stream *stream, struct ph_request *request,
                              struct ph_writer *writer) {

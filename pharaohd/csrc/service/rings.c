@@ -235,8 +235,6 @@ void ph_ring_detach(struct ph_service *service, struct ph_ring_owner *ring) {
     ph_count(&service->slot->rings, UINT64_MAX);
 }
 
-#define MAX_AGE_MS_MAX 10000
-
 /* The reply that carries the descriptors leaves by itself, after those before it. */
 static int send_attached(struct ph_call *call, struct ph_producer *producer) {
     uint8_t bytes[256];
@@ -275,8 +273,8 @@ enum ph_outcome ph_attach(struct ph_call *call) {
     if (call->request->param_count < 1 || call->request->param_count > 2 || call->request->params.failed) {
         return ph_call_bad_params(call, "attach takes the client's name and a maximum age in milliseconds or nil");
     }
-    if (max_age_ms < 1 || max_age_ms > MAX_AGE_MS_MAX) {
-        return ph_call_fail(call, PH_ERR_OUT_OF_RANGE, "a maximum age is 1 to 10000 ms");
+    if (max_age_ms < 1 || max_age_ms > PH_MAX_AGE_MS_MAX) {
+        return ph_call_fail(call, PH_ERR_OUT_OF_RANGE, "a maximum age is 1 to " PH_TEXT(PH_MAX_AGE_MS_MAX) " ms");
     }
     if (client->ring != NULL) {
         return ph_call_bad_params(call, "this connection has a ring already");

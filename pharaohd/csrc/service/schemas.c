@@ -22,10 +22,10 @@ enum ph_outcome ph_register_schema(struct ph_call *call) {
         return ph_call_bad_params(call, "register_schema takes subject, schema and a type (json, avro, bytes) or nil");
     }
     if (subject.length > PH_KEY_BYTES_MAX) {
-        return ph_call_fail(call, PH_ERR_KEY_TOO_LONG, "4096 bytes at most");
+        return ph_call_fail(call, PH_ERR_KEY_TOO_LONG, PH_TEXT(PH_KEY_BYTES_MAX) " bytes at most");
     }
     if (schema.length > PH_SCHEMA_BYTES_MAX) {
-        return ph_call_fail(call, PH_ERR_SCHEMA_INVALID, "57344 bytes at most");
+        return ph_call_fail(call, PH_ERR_SCHEMA_INVALID, PH_TEXT(PH_SCHEMA_BYTES_MAX) " bytes at most");
     }
     return to_router(call, ph_coordinator_of_key(call->service, subject), "@register_schema");
 }

@@ -1,6 +1,8 @@
 /* How the parts of the service hang together, and what a round of the loop does with those who wait. */
 #include "service/service.h"
 
+#include "base/clock.h"
+
 static void find_slots(struct ph_service *service) {
     struct ph_stats_slot *slots = (struct ph_stats_slot *)(void *)(service->config->stats + 1);
     service->stats = service->config->stats;
@@ -96,4 +98,35 @@ void ph_service_stop(struct ph_service *service) {
     ph_stricts_pursue(service);
     ph_streams_close(&service->streams);
     ph_links_free(&service->links);
+}
+
+/* What others keep count of, as the statistics page shows it. */
+void ph_service_publish(struct ph_service *service) {
+    struct ph_stats_slot *slot = service->slot;
+    ph_store_relaxed(&slot->heartbeat_ns, service->mint.monotonic_ns);
+    ph_store_relaxed(&slot->syncs, ph_load_relaxed(&service->mint.syncer->sync_count));
+    ph_store_relaxed(&slot->sync_ns_last, ph_load_relaxed(&service->mint.syncer->sync_ns_last));
+    ph_store_relaxed(&slot->sync_ns_max, ph_load_relaxed(&service->mint.syncer->sync_ns_max));
+    ph_store_relaxed(&slot->ceiling, ph_syncer_durable(service->mint.syncer));
+    ph_store_relaxed(&slot->next_tick, ph_issuer_next(&service->mint.issuer));
+    ph_store_relaxed(&slot->ceiling_wait_ms, ph_mint_ceiling_wait_ms(&service->mint));
+    ph_store_relaxed(&slot->virtual_ms, service->mint.now_ms);
+    ph_store_relaxed(&slot->clock_ahead_ms, (uint64_t)(service->mint.clock.ahead_ns / (int64_t)PH_NS_PER_MS));
+    ph_store_relaxed(&slot->clock_steps_back, service->mint.clock.steps_back);
+    uint64_t jump_ms = (uint64_t)service->mint.clock.jump_ns / PH_NS_PER_MS;
+    int tells = ph_load_relaxed(&service->stats->first_live) == service->mint.issuer.coordinator; /* one for the host */
+    if (tells && jump_ms != 0 && ph_load_relaxed(&slot->clock_jump_ms) == 0) {
+        ph_log(service->streams.events, PH_LOG_ERROR,
+               "the wall clock jumped %llu ms ahead and is not followed; `pharaohctl clock accept` if it is right",
+               (unsigned long long)jump_ms);
+    }
+    ph_store_relaxed(&slot->clock_jump_ms, jump_ms);
+    const struct ph_batches *batches = service->tally.batches;
+    if (batches != NULL) {
+        const struct ph_committer *committer = &batches->committer;
+        ph_store_relaxed(&slot->counters, batches->counters.defined);
+        ph_store_relaxed(&slot->commits, ph_load_relaxed(&committer->commit_count));
+        ph_store_relaxed(&slot->commit_ns_last, ph_load_relaxed(&committer->sync_ns_last));
+        ph_store_relaxed(&slot->commit_ns_max, ph_load_relaxed(&committer->sync_ns_max));
+    }
 }

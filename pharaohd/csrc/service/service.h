@@ -23,9 +23,6 @@
 #include "service/producer.h"
 #include "transport/stream.h"
 
-#define PH_SCHEMA_BYTES_MAX 57344
-#define PH_COUNT_MAX INT32_MAX
-#define PH_IDS_MAX 8192
 #define PH_RUNS_MAX 136 /* PH_IDS_MAX in the smallest chunks of the smallest layout: see chunk() */
 #define PH_PROTOCOL 1
 #define PH_LINK_TIMEOUT_MS 300
@@ -101,6 +98,8 @@ struct ph_call {
 
 typedef enum ph_outcome ph_method(struct ph_call *call);
 
+#include "service/method_table.h"
+
 static inline struct ph_service *ph_service_of(const struct ph_stream *stream) { return stream->streams->owner; }
 
 static inline uint32_t ph_coordinator_of_key(const struct ph_service *service, struct ph_bytes key) {
@@ -120,6 +119,8 @@ void ph_service_resume(struct ph_service *service, int moved_on);
 void ph_service_finish_round(struct ph_service *service, uint64_t next_tick_before);
 /* Whether somebody waits for what only time, or a ceiling, brings. */
 int ph_service_has_waiting(const struct ph_service *service);
+/* Brings the statistics page up to date: what mint, sync thread and tally keep count of. */
+void ph_service_publish(struct ph_service *service);
 /* Nothing more is served: who waits is told. */
 void ph_service_stop(struct ph_service *service);
 /* Whether a coordinator of this host serves at the moment. */
@@ -140,14 +141,8 @@ void ph_put_pair(struct ph_writer *writer, const char *name, uint64_t value);
 /* Passes the request on; it comes back with this client's message id. */
 enum ph_outcome ph_call_forward(struct ph_call *call, uint32_t target, const char *method, uint64_t timeout_ms);
 
-/* --- hello.c, issuing.c, counting.c, schemas.c */
+/* --- counting.c; the methods themselves: method_table.h */
 
-ph_method ph_ping, ph_hello, ph_route, ph_cluster, ph_stats, ph_clock_accept, ph_attach;
-ph_method ph_next_id, ph_next_ids, ph_get_timestamp, ph_begin_transaction, ph_create_session, ph_next_event_id;
-ph_method ph_forwarded_timestamp;
-ph_method ph_join_group, ph_assign_offset, ph_counter_read, ph_counter_list, ph_counter_raise, ph_next_schema;
-ph_method ph_forwarded_join, ph_forwarded_assign, ph_forwarded_read, ph_forwarded_raise;
-ph_method ph_register_schema, ph_get_schema, ph_list_schemas;
 /* Sends the answers of dense requests that are durable now. */
 void ph_counting_answer(struct ph_service *service);
 

@@ -25,9 +25,6 @@
 
 #define PH_INPUT_BYTES (2 * PH_FRAME_BYTES_MAX)
 #define PH_OUTPUT_BYTES (4 * PH_REPLY_BYTES_MAX)
-#define PH_DEFERRED_MAX 64 /* of one stream: what else it asks for waits in its input */
-#define PH_UIDS_MAX 256
-#define PH_UID_BYTES_MAX (64 << 20)
 
 enum ph_outcome { PH_DONE, PH_WAIT, PH_CLOSE };
 
