@@ -77,23 +77,87 @@ def _map(method: str) -> Callable[[object], dict[str, Any]]:
     return checked
 
 
-PING = Call("ping", [], _checked_pong)
-STATS = Call("stats", [], _map("stats"))
-CLUSTER = Call("cluster", [], _map("cluster"))
+# --- From here on each function that returns a Call is a method of every client: tools/gen_clients.py.
 
 
-def join_group(group: str | bytes, member: str | bytes, token: Token | None, hello: Hello) -> Call[int]:
+def ping() -> Call[None]:
+    """Returns when the daemon has answered. Raises what next_id raises.
+
+    >>> client.ping()                           # doctest: +SKIP
+    """
+    return Call("ping", [], _checked_pong)
+
+
+def stats() -> Call[dict[str, Any]]:
+    """The daemon's figures, as in docs/protocol.md.
+
+    >>> client.stats()["ids_ring"]              # doctest: +SKIP
+    8192
+    """
+    return Call("stats", [], _map("stats"))
+
+
+def cluster() -> Call[dict[str, Any]]:
+    """The cluster as the daemon sees it, as in docs/protocol.md.
+
+    >>> client.cluster()["owners"]                              # doctest: +SKIP
+    {'a': [0, 1, 2, 3]}
+    """
+    return Call("cluster", [], _map("cluster"))
+
+
+def join_group(group: str | bytes, member: str | bytes, *, token: Token | None = None, hello: Hello) -> Call[int]:
+    """The group's next generation: 1, 2, 3 ... without a gap, up to 2**31 - 1. Durable when it is returned.
+
+    `token` is as for `assign_offset`; one without a client id takes the member for it.
+
+    Raises what `assign_offset` raises.
+
+    >>> client.join_group("readers", "reader-1")                # doctest: +SKIP
+    1
+    """
     params = [checked_key(group, hello), checked_key(member, hello), _wire_token(token, hello)]
     return Call("join_group", params, _number("join_group", 1, INT32_MAX))
 
 
-def assign_offset(partition: str | bytes, count: int, token: Token | None, hello: Hello) -> Call[int]:
+def assign_offset(partition: str | bytes, count: int = 1, *, token: Token | None = None, hello: Hello) -> Call[int]:
+    """The first of `count` (1 to 2**31 - 1) offsets of `partition`, from 0, without a gap. Durable when returned.
+
+    A failed attempt is repeated within the timeout. Without a token, one whose reply was lost leaves a gap. With a
+    token, (session, sequence) or (session, sequence, client id), the value is given once: the same token gets the
+    same offset again, also from another process and after a crash. `session` is an id of `create_session`;
+    `sequence` (0 to 2**63 - 1) rises from request to request of the session. Once a partition has seen a newer
+    session of a client id, the older ones of it are refused.
+
+    Raises InvalidArgumentError, KeyTooLongError, FencedError for an older sequence or session,
+    SessionForgottenError when it is not known any more whether the token was used, BadRequestError when it was used
+    with another count, CounterExhaustedError, CounterLimitError, WrongCoordinatorError when another host owns the
+    partition, and retryable errors: no other coordinator answers for the partition's own one.
+
+    >>> client.assign_offset("orders-7", 100)                   # doctest: +SKIP
+    1042
+    >>> client.assign_offset("orders-7")                        # doctest: +SKIP
+    1142
+    """
     whole_number(count, "count", 1, hello.limits.get("count_max", COUNT_MAX))
     params = [checked_key(partition, hello), count, _wire_token(token, hello)]
     return Call("assign_offset", params, _number("assign_offset", 0, INT63_MAX))
 
 
-def register_schema(subject: str | bytes, schema: str | bytes, type: str | None, hello: Hello) -> Call[int]:
+def register_schema(subject: str | bytes, schema: str | bytes, type: str | None = None, *, hello: Hello) -> Call[int]:
+    """The id (1 to 2**31 - 1) of this schema of `subject`: the same id for the same schema, so it may be repeated.
+
+    type: "json" and "avro" schemas are the same when they differ only in how their JSON is written; "bytes" are
+    taken as they are; None finds out whether it is JSON.
+
+    Raises InvalidArgumentError, KeyTooLongError, SchemaInvalidError, CounterExhaustedError, WrongCoordinatorError
+    when another host owns the subject, SchemasUnusableError, and retryable errors.
+
+    >>> client.register_schema("orders-value", '{"type": "string"}')        # doctest: +SKIP
+    9
+    >>> client.register_schema("orders-value", '{ "type":"string" }')       # doctest: +SKIP
+    9
+    """
     checked_key(subject, hello)
     if not isinstance(schema, str | bytes):
         raise InvalidArgumentError(f"a schema is str or bytes, not {schema.__class__.__name__}")
@@ -106,6 +170,11 @@ def register_schema(subject: str | bytes, schema: str | bytes, type: str | None,
 
 
 def get_schema(id: int) -> Call[Schema]:
+    """The schema that `register_schema` gave this id. Raises SchemaUnknownError and what register_schema raises.
+
+    >>> client.get_schema(9)["schema"]                          # doctest: +SKIP
+    '{"type": "string"}'
+    """
     whole_number(id, "id", 1, INT32_MAX)
 
     def checked(result: object) -> Schema:
@@ -123,10 +192,10 @@ def get_schema(id: int) -> Call[Schema]:
     return Call("get_schema", [id], checked)
 
 
-def list_schemas(
+def schemas_page(
     subject: str | bytes | None, had: list[SchemaVersion], hello: Hello
 ) -> Call[tuple[list[SchemaVersion], bool]]:
-    """The rows behind those of the pages `had`, and whether there are more."""
+    """One request of `list_schemas`: the rows behind those of the pages `had`, and whether there are more."""
     if subject is not None:
         checked_key(subject, hello)
 
@@ -145,7 +214,13 @@ def list_schemas(
     return Call("list_schemas", [subject, after], checked)
 
 
-def route(key: str | bytes, hello: Hello) -> Call[Route]:
+def route(key: str | bytes, *, hello: Hello) -> Call[Route]:
+    """Which coordinator serves a key, on which host, and the path of its own socket when it is this one.
+
+    >>> client.route("orders")                                  # doctest: +SKIP
+    {'coordinator': 2, 'host': 'a', 'endpoint': '/run/pharaohd/coordinators/0002.sock', 'local': True}
+    """
+
     def checked(result: object) -> Route:
         match result:
             case {"coordinator": int(number), "host": str(host), "endpoint": str(endpoint), "local": bool(local)}:

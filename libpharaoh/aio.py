@@ -27,8 +27,9 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from libpharaoh import _calls
-from libpharaoh._calls import Call, Route, Schema, SchemaVersion, Token, checked_key
+from libpharaoh._calls import Call, SchemaVersion, checked_key
 from libpharaoh._framing import MSGID_END, ReplyDecoder, encode_request
+from libpharaoh._methods import AsyncMethods
 from libpharaoh._session import PATIENCE_SECONDS, Session, Turn, checked_id, checked_runs, passes, telling
 from libpharaoh._socket import PROTOCOL, Backoff, Hello, parse_hello, passing
 from libpharaoh.client import IDS_PER_CALL_MAX, Client, new_session
@@ -64,7 +65,7 @@ async def connect(
     return AsyncClient(session, name, timeout)
 
 
-class AsyncClient:
+class AsyncClient(AsyncMethods):
     """Made by `connect`. The tasks of one event loop may share it. A cancelled call's ids are lost, never given twice.
 
     >>> async with await aio.connect() as client:   # doctest: +SKIP
@@ -141,38 +142,6 @@ class AsyncClient:
         """
         return await self._strict("next_event_id", checked_key(table, self._session.hello), after)
 
-    async def join_group(self, group: str | bytes, member: str | bytes, *, token: Token | None = None) -> int:
-        """As `Client.join_group`: without a token, a lost reply leaves a gap when the request is repeated.
-
-        >>> await client.join_group("readers", "reader-1")      # doctest: +SKIP
-        1
-        """
-        return await self._call(_calls.join_group(group, member, token, self._session.hello))
-
-    async def assign_offset(self, partition: str | bytes, count: int = 1, *, token: Token | None = None) -> int:
-        """As `Client.assign_offset`. A cancelled call may have counted; only the same token tells what it got.
-
-        >>> await client.assign_offset("orders-7", 100)         # doctest: +SKIP
-        1042
-        """
-        return await self._call(_calls.assign_offset(partition, count, token, self._session.hello))
-
-    async def register_schema(self, subject: str | bytes, schema: str | bytes, type: str | None = None) -> int:
-        """As `Client.register_schema`.
-
-        >>> await client.register_schema("orders-value", '{"type": "string"}')      # doctest: +SKIP
-        9
-        """
-        return await self._call(_calls.register_schema(subject, schema, type, self._session.hello))
-
-    async def get_schema(self, id: int) -> Schema:
-        """As `Client.get_schema`.
-
-        >>> (await client.get_schema(9))["version"]             # doctest: +SKIP
-        1
-        """
-        return await self._call(_calls.get_schema(id))
-
     async def list_schemas(self, subject: str | bytes | None = None) -> list[SchemaVersion]:
         """As `Client.list_schemas`.
 
@@ -182,40 +151,9 @@ class AsyncClient:
         rows: list[SchemaVersion] = []
         more = True
         while more:
-            page, more = await self._call(_calls.list_schemas(subject, rows, self._session.hello))
+            page, more = await self._call(_calls.schemas_page(subject, rows, self._session.hello))
             rows += page
         return rows
-
-    async def route(self, key: str | bytes) -> Route:
-        """As `Client.route`.
-
-        >>> (await client.route("orders"))["coordinator"]       # doctest: +SKIP
-        2
-        """
-        return await self._call(_calls.route(key, self._session.hello))
-
-    async def cluster(self) -> dict[str, Any]:
-        """As `Client.cluster`.
-
-        >>> (await client.cluster())["modulus"]                 # doctest: +SKIP
-        4
-        """
-        return await self._call(_calls.CLUSTER)
-
-    async def ping(self) -> None:
-        """As `Client.ping`.
-
-        >>> await client.ping()                     # doctest: +SKIP
-        """
-        await self._call(_calls.PING)
-
-    async def stats(self) -> dict[str, Any]:
-        """As `Client.stats`.
-
-        >>> (await client.stats())["ids_ring"]      # doctest: +SKIP
-        8192
-        """
-        return await self._call(_calls.STATS)
 
     @property
     def hello(self) -> Hello:

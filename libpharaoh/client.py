@@ -6,11 +6,12 @@ import array
 import os
 import threading
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Self, TypeVar
 
 from libpharaoh import _calls, _native
-from libpharaoh._calls import Call, Route, Schema, SchemaVersion, Token, checked_key
+from libpharaoh._calls import Call, SchemaVersion, checked_key
 from libpharaoh._limits import MAX_AGE_MS
+from libpharaoh._methods import Methods
 from libpharaoh._native import guarded
 from libpharaoh._ring import STRICT_SLICE_NS
 from libpharaoh._session import Session
@@ -58,7 +59,7 @@ def connect(
     return Client(session)
 
 
-class Client(_native.Client):
+class Client(_native.Client, Methods):
     """A client of the host's daemon, made by `connect`. Threads may share it; a forked child may go on using it.
 
     A signal's handler may raise, or fork, in the middle of any call. Parent and child never return the same value: in
@@ -147,67 +148,6 @@ class Client(_native.Client):
         return self._strict("next_event_id", checked_key(table, self._session.hello), after)
 
     @guarded
-    def join_group(self, group: str | bytes, member: str | bytes, *, token: Token | None = None) -> int:
-        """The group's next generation: 1, 2, 3 ... without a gap, up to 2**31 - 1. Durable when it is returned.
-
-        `token` is as for `assign_offset`; one without a client id takes the member for it.
-
-        Raises what `assign_offset` raises.
-
-        >>> client.join_group("readers", "reader-1")                # doctest: +SKIP
-        1
-        """
-        return self._call(_calls.join_group(group, member, token, self._session.hello))
-
-    @guarded
-    def assign_offset(self, partition: str | bytes, count: int = 1, *, token: Token | None = None) -> int:
-        """The first of `count` (1 to 2**31 - 1) offsets of `partition`, from 0, without a gap. Durable when returned.
-
-        A failed attempt is repeated within the timeout. Without a token, one whose reply was lost leaves a gap. With a
-        token, (session, sequence) or (session, sequence, client id), the value is given once: the same token gets the
-        same offset again, also from another process and after a crash. `session` is an id of `create_session`;
-        `sequence` (0 to 2**63 - 1) rises from request to request of the session. Once a partition has seen a newer
-        session of a client id, the older ones of it are refused.
-
-        Raises InvalidArgumentError, KeyTooLongError, FencedError for an older sequence or session,
-        SessionForgottenError when it is not known any more whether the token was used, BadRequestError when it was used
-        with another count, CounterExhaustedError, CounterLimitError, WrongCoordinatorError when another host owns the
-        partition, and retryable errors: no other coordinator answers for the partition's own one.
-
-        >>> client.assign_offset("orders-7", 100)                   # doctest: +SKIP
-        1042
-        >>> client.assign_offset("orders-7")                        # doctest: +SKIP
-        1142
-        """
-        return self._call(_calls.assign_offset(partition, count, token, self._session.hello))
-
-    @guarded
-    def register_schema(self, subject: str | bytes, schema: str | bytes, type: str | None = None) -> int:
-        """The id (1 to 2**31 - 1) of this schema of `subject`: the same id for the same schema, so it may be repeated.
-
-        type: "json" and "avro" schemas are the same when they differ only in how their JSON is written; "bytes" are
-        taken as they are; None finds out whether it is JSON.
-
-        Raises InvalidArgumentError, KeyTooLongError, SchemaInvalidError, CounterExhaustedError, WrongCoordinatorError
-        when another host owns the subject, SchemasUnusableError, and retryable errors.
-
-        >>> client.register_schema("orders-value", '{"type": "string"}')        # doctest: +SKIP
-        9
-        >>> client.register_schema("orders-value", '{ "type":"string" }')       # doctest: +SKIP
-        9
-        """
-        return self._call(_calls.register_schema(subject, schema, type, self._session.hello))
-
-    @guarded
-    def get_schema(self, id: int) -> Schema:
-        """The schema that `register_schema` gave this id. Raises SchemaUnknownError and what register_schema raises.
-
-        >>> client.get_schema(9)["schema"]                          # doctest: +SKIP
-        '{"type": "string"}'
-        """
-        return self._call(_calls.get_schema(id))
-
-    @guarded
     def list_schemas(self, subject: str | bytes | None = None) -> list[SchemaVersion]:
         """The versions of a subject's schemas, or those of all subjects of this host, by subject and version.
 
@@ -219,44 +159,9 @@ class Client(_native.Client):
         rows: list[SchemaVersion] = []
         more = True
         while more:
-            page, more = self._call(_calls.list_schemas(subject, rows, self._session.hello))
+            page, more = self._call(_calls.schemas_page(subject, rows, self._session.hello))
             rows += page
         return rows
-
-    @guarded
-    def route(self, key: str | bytes) -> Route:
-        """Which coordinator serves a key, on which host, and the path of its own socket when it is this one.
-
-        >>> client.route("orders")                                  # doctest: +SKIP
-        {'coordinator': 2, 'host': 'a', 'endpoint': '/run/pharaohd/coordinators/0002.sock', 'local': True}
-        """
-        return self._call(_calls.route(key, self._session.hello))
-
-    @guarded
-    def cluster(self) -> dict[str, Any]:
-        """The cluster as the daemon sees it, as in docs/protocol.md.
-
-        >>> client.cluster()["owners"]                              # doctest: +SKIP
-        {'a': [0, 1, 2, 3]}
-        """
-        return self._call(_calls.CLUSTER)
-
-    @guarded
-    def ping(self) -> None:
-        """Returns when the daemon has answered. Raises what next_id raises.
-
-        >>> client.ping()                           # doctest: +SKIP
-        """
-        self._call(_calls.PING)
-
-    @guarded
-    def stats(self) -> dict[str, Any]:
-        """The daemon's figures, as in docs/protocol.md.
-
-        >>> client.stats()["ids_ring"]              # doctest: +SKIP
-        8192
-        """
-        return self._call(_calls.STATS)
 
     @property
     def hello(self) -> Hello:

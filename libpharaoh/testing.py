@@ -18,8 +18,9 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from libpharaoh import _calls, _limits
-from libpharaoh._calls import Call, Route, Schema, SchemaVersion, Token, checked_key, lowest
+from libpharaoh._calls import Call, SchemaVersion, checked_key, lowest
 from libpharaoh._memory import Memory
+from libpharaoh._methods import AsyncMethods, Methods
 from libpharaoh._socket import Hello
 from libpharaoh.client import IDS_PER_CALL_MAX
 from libpharaoh.errors import AfterTooFarError, ClientClosedError, InvalidArgumentError, PharaohError
@@ -30,7 +31,7 @@ AFTER_MS_MAX = 1000
 _T = TypeVar("_T")
 
 
-class FakeClient:
+class FakeClient(Methods):
     """Has the methods of `libpharaoh.Client`, and the order of its ids.
 
     Those of `next_id` and `next_ids` rise, those of strict calls rise per coordinator. With causal=True all of them
@@ -42,6 +43,16 @@ class FakeClient:
     but for `advance`, for ids that no longer fit the millisecond, and for an `after` that has to be waited for.
     coordinator: the one that serves calls without a key. modulus: how many coordinators the fake cluster has.
 
+    >>> client = FakeClient()
+    >>> client.join_group("readers", "a"), client.join_group("readers", "b")
+    (1, 2)
+    >>> session = client.create_session("billing")
+    >>> [client.assign_offset("orders", 10, token=(session, sequence)) for sequence in (0, 1, 1, 2)]
+    [0, 10, 10, 20]
+    >>> client.register_schema("orders", '{"a": 1, "b": 2}') == client.register_schema("orders", '{"b":2, "a":1}')
+    True
+    >>> client.route("orders")["coordinator"]
+    2
     >>> def reserve(client):
     ...     return client.get_timestamp("orders")
     >>> client = FakeClient()
@@ -125,58 +136,14 @@ class FakeClient:
         """As `Client.next_event_id`."""
         return self._strict("next_event_id", checked_key(table, self._hello), after)
 
-    def join_group(self, group: str | bytes, member: str | bytes, *, token: Token | None = None) -> int:
-        """As `Client.join_group`.
-
-        >>> client = FakeClient()
-        >>> client.join_group("readers", "a"), client.join_group("readers", "b")
-        (1, 2)
-        """
-        return self._call(_calls.join_group(group, member, token, self._hello))
-
-    def assign_offset(self, partition: str | bytes, count: int = 1, *, token: Token | None = None) -> int:
-        """As `Client.assign_offset`.
-
-        >>> client = FakeClient()
-        >>> session = client.create_session("billing")
-        >>> [client.assign_offset("orders", 10, token=(session, sequence)) for sequence in (0, 1, 1, 2)]
-        [0, 10, 10, 20]
-        """
-        return self._call(_calls.assign_offset(partition, count, token, self._hello))
-
-    def register_schema(self, subject: str | bytes, schema: str | bytes, type: str | None = None) -> int:
-        """As `Client.register_schema`.
-
-        >>> client = FakeClient()
-        >>> client.register_schema("orders", '{"a": 1, "b": 2}') == client.register_schema("orders", '{"b":2, "a":1}')
-        True
-        """
-        return self._call(_calls.register_schema(subject, schema, type, self._hello))
-
-    def get_schema(self, id: int) -> Schema:
-        """As `Client.get_schema`."""
-        return self._call(_calls.get_schema(id))
-
     def list_schemas(self, subject: str | bytes | None = None) -> list[SchemaVersion]:
         """As `Client.list_schemas`."""
         rows: list[SchemaVersion] = []
         more = True
         while more:
-            page, more = self._call(_calls.list_schemas(subject, rows, self._hello))
+            page, more = self._call(_calls.schemas_page(subject, rows, self._hello))
             rows += page
         return rows
-
-    def route(self, key: str | bytes) -> Route:
-        """As `Client.route`; every key is served here.
-
-        >>> FakeClient().route("orders")["coordinator"]
-        2
-        """
-        return self._call(_calls.route(key, self._hello))
-
-    def cluster(self) -> dict[str, Any]:
-        """As `Client.cluster`, of one host."""
-        return self._call(_calls.CLUSTER)
 
     def ping(self) -> None:
         """As `Client.ping`."""
@@ -258,7 +225,7 @@ class FakeClient:
         return Scarab(self._ms, coordinator, sequence, self.layout).to_int()
 
 
-class AsyncFakeClient:
+class AsyncFakeClient(AsyncMethods):
     """A FakeClient with the methods of `libpharaoh.aio.AsyncClient`; `fake` is the FakeClient, for its controls.
 
     >>> async def main() -> int:
@@ -295,41 +262,9 @@ class AsyncFakeClient:
         """As `FakeClient.next_event_id`."""
         return self.fake.next_event_id(table, after=after)
 
-    async def join_group(self, group: str | bytes, member: str | bytes, *, token: Token | None = None) -> int:
-        """As `FakeClient.join_group`."""
-        return self.fake.join_group(group, member, token=token)
-
-    async def assign_offset(self, partition: str | bytes, count: int = 1, *, token: Token | None = None) -> int:
-        """As `FakeClient.assign_offset`."""
-        return self.fake.assign_offset(partition, count, token=token)
-
-    async def register_schema(self, subject: str | bytes, schema: str | bytes, type: str | None = None) -> int:
-        """As `FakeClient.register_schema`."""
-        return self.fake.register_schema(subject, schema, type)
-
-    async def get_schema(self, id: int) -> Schema:
-        """As `FakeClient.get_schema`."""
-        return self.fake.get_schema(id)
-
     async def list_schemas(self, subject: str | bytes | None = None) -> list[SchemaVersion]:
         """As `FakeClient.list_schemas`."""
         return self.fake.list_schemas(subject)
-
-    async def route(self, key: str | bytes) -> Route:
-        """As `FakeClient.route`."""
-        return self.fake.route(key)
-
-    async def cluster(self) -> dict[str, Any]:
-        """As `FakeClient.cluster`."""
-        return self.fake.cluster()
-
-    async def ping(self) -> None:
-        """As `FakeClient.ping`."""
-        self.fake.ping()
-
-    async def stats(self) -> dict[str, Any]:
-        """As `FakeClient.stats`."""
-        return self.fake.stats()
 
     @property
     def hello(self) -> Hello:
@@ -341,9 +276,20 @@ class AsyncFakeClient:
         """As `FakeClient.layout`."""
         return self.fake.layout
 
+    async def ping(self) -> None:
+        """As `FakeClient.ping`."""
+        self.fake.ping()
+
+    async def stats(self) -> dict[str, Any]:
+        """As `FakeClient.stats`."""
+        return self.fake.stats()
+
     async def close(self) -> None:
         """As `FakeClient.close`."""
         self.fake.close()
+
+    async def _call(self, call: Call[_T]) -> _T:
+        return self.fake._call(call)  # noqa: SLF001 - two halves of one thing
 
     async def __aenter__(self) -> Self:
         return self

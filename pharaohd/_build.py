@@ -17,7 +17,8 @@ ffi.cdef("typedef int... off_t;")
 ffi.cdef(struct(CLIENT_SOURCES / "ph_scarab.h", "ph_layout"))
 for header in (
     "base/clock.h", "base/host_page.h", "engine/hosttime.h", "base/stats_slot.h", "base/stats.h", "base/events.h",
-    "durable/obelisk.h", "engine/evidence.h", "engine/inspect.h", "service/config.h", "worker_api.h",
+    "durable/obelisk.h", "engine/evidence.h", "engine/inspect.h", "service/settings.h", "service/config.h",
+    "worker_api.h",
 ):  # fmt: skip
     ffi.cdef(declarations(SOURCES / header))
 ffi.set_source(

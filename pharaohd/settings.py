@@ -46,6 +46,12 @@ class Setting:
     parse: Callable[[object], object]
     prose: str
     reloadable: bool
+    core: bool
+
+    @property
+    def core_name(self) -> str:
+        """In the C core's struct ph_settings."""
+        return f"{self.section}_{self.key}"
 
     @property
     def name(self) -> str:
@@ -163,9 +169,12 @@ RESERVE = Check("string or list", 'kinds ("group", "offset") or kind:pattern, as
 MODE = Check("string", 'four octal digits, readable and writable by the owner: "0600" or "0660" or "0666"', parse_mode)
 
 
-def setting(default: str | int, check: Check, prose: str, *, unit: str = "", reloadable: bool = False) -> Any:
-    """A dataclass field that is a setting."""
-    metadata = {"default": default, "check": check, "prose": prose, "unit": unit, "reloadable": reloadable}
+def setting(
+    default: str | int, check: Check, prose: str, *, unit: str = "", reloadable: bool = False, core: bool = False
+) -> Any:
+    """A dataclass field that is a setting. core: a whole number that the C core is told, before and after a reload."""
+    metadata = {"default": default, "check": check, "prose": prose, "unit": unit}
+    metadata |= {"reloadable": reloadable, "core": core}
     return field(default_factory=lambda: check.parse(default), metadata=metadata)
 
 
@@ -220,7 +229,7 @@ class Obelisk:
     window_ms: int = setting(
         250, integer(10, 60_000), "How far ahead of host time a ceiling is reserved: four times what slow syncs take "
         "where that is more, and up to 2 s more for a coordinator that is asked now and then. After a power cut that "
-        "comes back sooner than that, ids wait for host time to get there.", unit="ms",
+        "comes back sooner than that, ids wait for host time to get there.", unit="ms", core=True,
     )  # fmt: skip
 
 
@@ -232,15 +241,15 @@ class Counters:
     )  # fmt: skip
     reserve_ahead: int = setting(
         1024, integer(1, 1 << 30), "How many values such a counter reserves at once, and may skip after a crash.",
-        unit="values",
+        unit="values", core=True,
     )  # fmt: skip
     commit_spin_us: int = setting(
         200, integer(0, 10_000), "How long a worker goes on looking for the end of a commit before it sleeps.",
-        unit="us",
+        unit="us", core=True,
     )  # fmt: skip
     counters_max: int = setting(
         10_000_000, integer(1, 1 << 31), "Dense counters per coordinator: some 100 bytes of memory each.",
-        unit="counters",
+        unit="counters", core=True,
     )  # fmt: skip
 
 
@@ -248,12 +257,12 @@ class Counters:
 class Ring:
     max_age_ms: int = setting(
         10, integer(1, 10_000), "An id from a ring is never older than this when it is handed out.",
-        unit="ms", reloadable=True,
+        unit="ms", core=True, reloadable=True,
     )  # fmt: skip
-    rings_max: int = setting(256, integer(0, 65_536), "Rings per coordinator.", unit="rings")
+    rings_max: int = setting(256, integer(0, 65_536), "Rings per coordinator.", unit="rings", core=True)
     strict_spin_us: int = setting(
         50, integer(0, 1000), "How long a worker goes on looking for strict requests before it sleeps.",
-        unit="us", reloadable=True,
+        unit="us", core=True, reloadable=True,
     )  # fmt: skip
 
 
@@ -261,25 +270,27 @@ class Ring:
 class Rpc:
     mode: int = setting("0660", MODE, "Permissions of the sockets.")
     group: str = setting("pharaoh", GROUP, 'The group of the sockets; "" for the daemon\'s own.')
-    connections_max: int = setting(8192, integer(1, 1_000_000), "Connections per worker.", unit="connections")
+    connections_max: int = setting(
+        8192, integer(1, 1_000_000), "Connections per worker.", unit="connections", core=True
+    )
     connections_per_uid_max: int = setting(
-        4096, integer(1, 1_000_000), "Connections per worker and user.", unit="connections"
+        4096, integer(1, 1_000_000), "Connections per worker and user.", unit="connections", core=True
     )
     frame_deadline_ms: int = setting(
         10_000, integer(10, 600_000), "A frame that has begun must be complete within this time.",
-        unit="ms", reloadable=True,
+        unit="ms", core=True, reloadable=True,
     )  # fmt: skip
     output_bytes_max: int = setting(
         1_048_576, integer(131_072, 1 << 30), "Replies kept for a client that does not read; beyond, it is cut off.",
-        unit="bytes",
+        unit="bytes", core=True,
     )  # fmt: skip
     spin_us: int = setting(
         50, integer(0, 1000), "How long a worker goes on looking for the next request before it sleeps, while requests "
-        "come that fast.", unit="us",
+        "come that fast.", unit="us", core=True,
     )  # fmt: skip
     stall_ms_max: int = setting(
         1000, integer(1, 60_000), "How long a request waits for a ceiling to become durable.",
-        unit="ms", reloadable=True,
+        unit="ms", core=True, reloadable=True,
     )  # fmt: skip
 
 
@@ -287,14 +298,18 @@ class Rpc:
 class Clock:
     forward_jump_ms_max: int = setting(
         300_000, integer(1000, 86_400_000), "A forward jump of the wall clock beyond this is not followed until an "
-        "operator accepts it.", unit="ms",
+        "operator accepts it.", unit="ms", core=True,
     )  # fmt: skip
     after_ms_max: int = setting(
         1000, integer(0, 60_000), "How far ahead of host time an `after` may lie: the request waits until host time "
-        "gets there. Beyond, it is refused at once.", unit="ms",
+        "gets there. Beyond, it is refused at once.", unit="ms", core=True,
     )  # fmt: skip
     slew_per_mille: int = setting(
-        10, integer(1, 500), "How much slower host time runs while it is ahead of the wall clock.", unit="per mille"
+        10,
+        integer(1, 500),
+        "How much slower host time runs while it is ahead of the wall clock.",
+        unit="per mille",
+        core=True,
     )
     offset_file: str = setting(
         "", OPTIONAL_FILE, "For tests: a file that begins with a signed 64-bit little-endian number: nanoseconds added "
@@ -353,7 +368,7 @@ def declared(section: str, declaration: dataclasses.Field[Any]) -> Setting:
     check: Check = facts["check"]
     return Setting(
         section, declaration.name, check.type, facts["default"], facts["unit"], check.permitted, check.parse,
-        facts["prose"], facts["reloadable"],
+        facts["prose"], facts["reloadable"], facts["core"],
     )  # fmt: skip
 
 
@@ -460,7 +475,11 @@ def changed(old: Settings, new: Settings) -> tuple[list[Setting], list[Setting]]
 
 def reloaded(old: Settings, new: Settings) -> Settings:
     """`old` with the reloadable settings of `new`."""
-    values = reloadable_values(new)
+    return with_values(old, reloadable_values(new))
+
+
+def with_values(old: Settings, values: Mapping[str, Mapping[str, Any]]) -> Settings:
+    """`old` with others in the place of some: {section: {key: value}}."""
     return dataclasses.replace(
         old, **{section: dataclasses.replace(getattr(old, section), **keys) for section, keys in values.items()}
     )

@@ -13,6 +13,7 @@ from libpharaoh.errors import InternalError, StartError
 from pharaohd import __version__, hosttime, log, obelisk
 from pharaohd._core import ffi, lib
 from pharaohd.contract import WorkerSpec
+from pharaohd.settings import SETTINGS, Settings, with_values
 
 LEVELS = {lib.PH_LOG_INFO: "info", lib.PH_LOG_WARNING: "warning", lib.PH_LOG_ERROR: "error"}
 READY = json.dumps({"event": "ready"}).encode() + b"\n"
@@ -41,6 +42,7 @@ class Worker:
 
     def __init__(self, spec: WorkerSpec, control: socket.socket) -> None:
         self._spec = spec
+        self._settings = spec.settings
         self._control = control
         self._inbox = b""
         self._handle: Any = ffi.NULL
@@ -93,12 +95,19 @@ class Worker:
         # An empty read: the supervisor died, and its worker must not go on without it.
         return not data or any(order["do"] == "stop" for order in orders)
 
-    def _reload(self, values: dict[str, Any]) -> None:
-        ring, rpc = values["ring"], values["rpc"]
-        log.configure(values["log"]["level"], self._spec.settings.log.format)
-        lib.ph_worker_reload(
-            self._handle, ring["max_age_ms"], ring["strict_spin_us"], rpc["frame_deadline_ms"], rpc["stall_ms_max"]
-        )
+    def _reload(self, values: dict[str, dict[str, Any]]) -> None:
+        self._settings = with_values(self._settings, values)
+        log.configure(self._settings.log.level, self._settings.log.format)
+        core = ffi.new("struct ph_settings *")
+        fill_settings(core, self._settings)
+        lib.ph_worker_reload(self._handle, core)
+
+
+def fill_settings(core: Any, settings: Settings) -> None:
+    """Struct ph_settings, which is made from the same declarations."""
+    for one in SETTINGS:
+        if one.core:
+            setattr(core, one.core_name, settings.value(one))
 
 
 def make_config(spec: WorkerSpec) -> tuple[Any, list[Any]]:
@@ -119,22 +128,7 @@ def make_config(spec: WorkerSpec) -> tuple[Any, list[Any]]:
     config.private_fd, config.control_fd = spec.private_fd, spec.control_fd
     config.stats = ffi.cast("struct ph_stats_header *", spec.stats_address)
     config.slot = spec.slot
-    config.window_ms = settings.obelisk.window_ms
-    config.jump_ms_max = settings.clock.forward_jump_ms_max
-    config.after_ms_max = settings.clock.after_ms_max
-    config.slew_per_mille = settings.clock.slew_per_mille
-    config.reserve_ahead = settings.counters.reserve_ahead
-    config.counters_max = settings.counters.counters_max
-    config.commit_spin_us = settings.counters.commit_spin_us
-    config.spin_us = settings.rpc.spin_us
-    config.rings_max = settings.ring.rings_max
-    config.connections_max = settings.rpc.connections_max
-    config.connections_per_uid_max = settings.rpc.connections_per_uid_max
-    config.output_bytes_max = settings.rpc.output_bytes_max
-    config.max_age_ms = settings.ring.max_age_ms
-    config.strict_spin_us = settings.ring.strict_spin_us
-    config.frame_deadline_ms = settings.rpc.frame_deadline_ms
-    config.stall_ms_max = settings.rpc.stall_ms_max
+    fill_settings(config.settings, settings)
     clock = hosttime.Clock(settings)
     config.clock_offset_ns = clock.offset
     config.host_page = ffi.cast("struct ph_host_page *", spec.host_page_address)

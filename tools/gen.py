@@ -6,8 +6,9 @@
 | source | generated |
 | --- | --- |
 | spec/errors.toml | libpharaoh/csrc/ph_errors.h, libpharaoh/errors.py, docs/errors.md |
+| libpharaoh/_calls.py | libpharaoh/_methods.py |
 | spec/statistics.toml, spec/limits.toml, spec/methods.toml | see gen_core.py |
-| SETTINGS of pharaohd/settings.py | docs/settings.md |
+| SETTINGS of pharaohd/settings.py | docs/settings.md, pharaohd/csrc/service/settings.h |
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tools import gen_core
+from tools import gen_clients, gen_core
 from tools.gen_text import MARK, SpecError, md_table, yes_no
 
 if TYPE_CHECKING:
@@ -278,6 +279,20 @@ def settings_page(settings: Sequence[Setting]) -> str:
     return "".join(parts)
 
 
+def settings_header(settings: Sequence[Setting]) -> str:
+    words = "".join(f"    uint64_t {one.core_name};{unit_comment(one)}\n" for one in settings if one.core)
+    mark = MARK.format(source="pharaohd/settings.py")
+    return (
+        f"/* The settings that the C core is told. {mark} */\n#ifndef PH_SETTINGS_H\n#define PH_SETTINGS_H\n\n"
+        f"#include <stdint.h>\n\n/* clang-format off */\nstruct ph_settings {{\n{words}}};\n"
+        "/* clang-format on */\n\n#endif\n"
+    )
+
+
+def unit_comment(one: Setting) -> str:
+    return " /* may change while it runs */" if one.reloadable else ""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="tools.gen", description="Writes the generated files.")
     parser.add_argument("--check", action="store_true", help="write nothing; fail when a file is out of date")
@@ -296,9 +311,12 @@ def generated(root: Path) -> Iterator[tuple[str, str]]:
     yield "docs/errors.md", errors_page(errors)
     yield from gen_core.generated(root)
     # Only now: the settings import what was just written (and the C modules: `make setup`).
+    from libpharaoh import _calls
     from pharaohd.settings import SETTINGS
 
+    yield "libpharaoh/_methods.py", gen_clients.methods_module(_calls)
     yield "docs/settings.md", settings_page(SETTINGS)
+    yield "pharaohd/csrc/service/settings.h", settings_header(SETTINGS)
 
 
 def update(path: Path, text: str, check: bool) -> bool:

@@ -29,9 +29,10 @@ static int take_obelisk(struct ph_worker *worker, struct ph_fault *fault) {
         return code;
     }
     ph_mint_init(&worker->service.mint, config->host_page, &config->identity.layout, config->identity.coordinator,
-                 config->window_ms, config->after_ms_max);
+                 config->settings.obelisk_window_ms, config->settings.clock_after_ms_max);
     ph_host_clock_init(&worker->service.mint.clock, config->host_page, config->identity.coordinator, source,
-                       (int64_t)config->jump_ms_max * PH_NS_PER_MS, (int64_t)config->slew_per_mille);
+                       (int64_t)config->settings.clock_forward_jump_ms_max * PH_NS_PER_MS,
+                       (int64_t)config->settings.clock_slew_per_mille);
     worker->service.mint.syncer = &worker->syncer;
     code = ph_obelisk_check(&worker->obelisk, &config->identity, fault);
     code = code != 0 ? code : ph_mint_take_over(&worker->service.mint, &worker->obelisk, fault);
@@ -95,9 +96,9 @@ static int open_tally(struct ph_worker *worker, struct ph_fault *fault) {
         .identity = config->identity,
         .path = config->counters_path,
         .reserve = config->reserve,
-        .reserve_ahead = config->reserve_ahead,
-        .counters_max = config->counters_max,
-        .commit_spin_us = config->commit_spin_us,
+        .reserve_ahead = config->settings.counters_reserve_ahead,
+        .counters_max = config->settings.counters_counters_max,
+        .commit_spin_us = config->settings.counters_commit_spin_us,
         .event_fd = worker->sync_events.source.fd,
     };
     return ph_tally_open(&worker->service.tally, &tally, &worker->service.mint, &worker->obelisk.newest, fault);
@@ -178,9 +179,9 @@ static int watch(struct ph_worker *worker, struct epoll_event *events) {
     uint64_t start_ns = worker->service.mint.monotonic_ns;
     uint64_t until_ns = start_ns;
     if (committing) {
-        until_ns = worker->service.tally.batches->handed_ns + worker->config.commit_spin_us * 1000;
-    } else if (worker->last_wait_ns < worker->config.spin_us * 1000) {
-        until_ns = start_ns + worker->config.spin_us * 1000;
+        until_ns = worker->service.tally.batches->handed_ns + worker->config.settings.counters_commit_spin_us * 1000;
+    } else if (worker->last_wait_ns < worker->config.settings.rpc_spin_us * 1000) {
+        until_ns = start_ns + worker->config.settings.rpc_spin_us * 1000;
     }
     int count = 0;
     for (uint64_t now_ns = start_ns; count == 0 && now_ns < until_ns; now_ns = ph_monotonic_ns()) {
@@ -237,12 +238,8 @@ void ph_worker_run(struct ph_worker *worker, struct ph_event *event) {
     ph_events_take(&worker->events, event);
 }
 
-void ph_worker_reload(struct ph_worker *worker, uint64_t max_age_ms, uint64_t strict_spin_us,
-                      uint64_t frame_deadline_ms, uint64_t stall_ms_max) {
-    worker->config.max_age_ms = max_age_ms;
-    worker->config.strict_spin_us = strict_spin_us;
-    worker->config.frame_deadline_ms = frame_deadline_ms;
-    worker->config.stall_ms_max = stall_ms_max;
+void ph_worker_reload(struct ph_worker *worker, const struct ph_settings *settings) {
+    worker->config.settings = *settings;
     ph_service_reload(&worker->service);
 }
 

@@ -18,8 +18,8 @@ struct ph_worker;
 struct ph_worker *ph_worker_open(const struct ph_worker_config *config, struct ph_fault *fault);
 /* Serves until there is an event for Python. */
 void ph_worker_run(struct ph_worker *worker, struct ph_event *event);
-void ph_worker_reload(struct ph_worker *worker, uint64_t max_age_ms, uint64_t strict_spin_us,
-                      uint64_t frame_deadline_ms, uint64_t stall_ms_max);
+/* Those that may not change while it runs must be as they were. */
+void ph_worker_reload(struct ph_worker *worker, const struct ph_settings *settings);
 /* Hangs up, writes the exact position and gives the Obelisk back. Returns 0, or a code with `fault` filled in. */
 int ph_worker_close(struct ph_worker *worker, struct ph_fault *fault);
 

@@ -267,7 +267,7 @@ def test_no_more_than_so_many_requests_are_under_way(bench: Bench, monkeypatch: 
 def test_a_coordinator_that_is_down_costs_a_retryable_error(bench: Bench, hangs: bool) -> None:
     async def use() -> None:
         if not hangs:
-            os.unlink(bench.settings.host.coordinator_socket_path(1))
+            os.unlink(bench.settings.host.private_socket_path(1))
         with pytest.raises(UnavailableError) as caught:
             await bench.ask("@register_schema", subject_of(1), "x")
         assert caught.value.retryable

@@ -7,6 +7,7 @@
 #include "base/host_page.h"
 #include "base/stats.h"
 #include "durable/obelisk.h"
+#include "service/settings.h"
 
 struct ph_worker_config {
     struct ph_identity identity; /* what the Obelisk must say */
@@ -26,24 +27,7 @@ struct ph_worker_config {
     uint32_t slot;
     struct ph_host_page *host_page;
     int64_t *clock_offset_ns; /* test facility, or NULL */
-
-    uint64_t window_ms;
-    uint64_t jump_ms_max;
-    uint64_t after_ms_max;
-    uint64_t slew_per_mille;
-    uint64_t reserve_ahead;
-    uint64_t counters_max;
-    uint64_t commit_spin_us;
-    uint64_t spin_us;
-    uint64_t rings_max;
-    uint64_t connections_max;
-    uint64_t connections_per_uid_max;
-    uint64_t output_bytes_max;
-    /* May change while it runs: ph_worker_reload(). */
-    uint64_t max_age_ms;
-    uint64_t strict_spin_us;
-    uint64_t frame_deadline_ms;
-    uint64_t stall_ms_max;
+    struct ph_settings settings;
 };
 
 #endif

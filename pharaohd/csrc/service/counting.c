@@ -12,7 +12,7 @@
 
 static enum ph_outcome wait_for_commit(struct ph_call *call) {
     uint64_t since_ns = call->client->stream.waiting_since_ns;
-    uint64_t stall_ns = call->service->config->stall_ms_max * PH_NS_PER_MS;
+    uint64_t stall_ns = call->service->config->settings.rpc_stall_ms_max * PH_NS_PER_MS;
     if (since_ns != 0 && call->service->mint.monotonic_ns - since_ns > stall_ns) {
         return ph_call_fail(call, PH_ERR_CEILING_STALLED, "the journal of counters");
     }
@@ -31,7 +31,7 @@ static int is_own(struct ph_call *call, struct ph_bytes name, const char *method
     } else if (!ph_is_live(service, home)) {
         *outcome = ph_call_fail(call, PH_ERR_UNAVAILABLE, "the name's own coordinator is down");
     } else {
-        *outcome = ph_call_forward(call, home, method, service->config->stall_ms_max + PH_LINK_TIMEOUT_MS);
+        *outcome = ph_call_forward(call, home, method, service->config->settings.rpc_stall_ms_max + PH_LINK_TIMEOUT_MS);
     }
     return 0;
 }

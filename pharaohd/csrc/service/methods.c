@@ -20,7 +20,7 @@ enum ph_outcome ph_call_wait(struct ph_call *call) {
     uint64_t since_ns = call->client->stream.waiting_since_ns;
     int exhausted = ph_mint_exhausted(&call->service->mint);
     uint64_t waited_ns = since_ns != 0 ? call->service->mint.monotonic_ns - since_ns : 0;
-    if (!exhausted && waited_ns <= call->service->config->stall_ms_max * PH_NS_PER_MS) {
+    if (!exhausted && waited_ns <= call->service->config->settings.rpc_stall_ms_max * PH_NS_PER_MS) {
         return PH_WAIT;
     }
     call->client->run_count = call->client->run_ids = 0; /* the next request must not find them */

@@ -98,8 +98,9 @@ static int answer_request(struct ph_service *service, struct ph_ring_owner *ring
         return 0;
     }
     service->rings.has_woken |= ph_producer_answer(&ring->producer, &request, answer.status, answer.value);
-    if (service->config->strict_spin_us > 0) {
-        service->rings.poll_until_ns = service->mint.monotonic_ns + service->config->strict_spin_us * NS_PER_US;
+    if (service->config->settings.ring_strict_spin_us > 0) {
+        service->rings.poll_until_ns =
+            service->mint.monotonic_ns + service->config->settings.ring_strict_spin_us * NS_PER_US;
         set_polled(service, ring, 1);
     }
     return 1;
@@ -143,7 +144,7 @@ static void rung(struct ph_source *source, uint32_t events) {
 /* Ticks that could be had now, over all milliseconds that are still open. */
 static uint64_t supply_left(struct ph_service *service) {
     struct ph_supply supply;
-    ph_share_supply(service, service->config->max_age_ms * PH_NS_PER_MS, &supply);
+    ph_share_supply(service, service->config->settings.ring_max_age_ms * PH_NS_PER_MS, &supply);
     uint64_t next_tick = ph_issuer_next(&service->mint.issuer);
     uint64_t start = next_tick > supply.floor_tick ? next_tick : supply.floor_tick;
     uint64_t end = supply.limit_tick < supply.ceiling_tick ? supply.limit_tick : supply.ceiling_tick;
@@ -201,7 +202,7 @@ void ph_rings_poll(struct ph_service *service) {
 
 /* The last quarter of the rings is for users that hold less than a quarter: nobody can take them all. */
 static int ring_to_be_had(const struct ph_service *service, const struct ph_user *user) {
-    uint64_t max = service->config->rings_max;
+    uint64_t max = service->config->settings.ring_rings_max;
     return service->slot->rings < max - max / 4 || (service->slot->rings < max && user->rings < max / 4);
 }
 
@@ -265,7 +266,7 @@ static int send_attached(struct ph_call *call, struct ph_producer *producer) {
 enum ph_outcome ph_attach(struct ph_call *call) {
     struct ph_client *client = call->client;
     struct ph_service *service = call->service;
-    uint64_t max_age_ms = service->config->max_age_ms;
+    uint64_t max_age_ms = service->config->settings.ring_max_age_ms;
     ph_read_key(&call->request->params);
     if (call->request->param_count > 1 && !ph_read_nil(&call->request->params)) {
         max_age_ms = ph_read_uint(&call->request->params);

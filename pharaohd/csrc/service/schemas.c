@@ -8,7 +8,8 @@ static enum ph_outcome to_router(struct ph_call *call, uint32_t coordinator, con
     if (call->service->slot_of[coordinator] == 0) {
         return ph_call_fail(call, PH_ERR_WRONG_COORDINATOR, NULL);
     }
-    return ph_call_forward(call, PH_ROUTER, method, call->service->config->stall_ms_max + ROUTER_TIMEOUT_MS);
+    return ph_call_forward(call, PH_ROUTER, method,
+                           call->service->config->settings.rpc_stall_ms_max + ROUTER_TIMEOUT_MS);
 }
 
 enum ph_outcome ph_register_schema(struct ph_call *call) {

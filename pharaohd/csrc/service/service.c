@@ -38,12 +38,12 @@ void ph_service_init(struct ph_service *service, const struct ph_worker_config *
 void ph_service_reload(struct ph_service *service) {
     const struct ph_worker_config *config = service->config;
     service->streams.limits = (struct ph_stream_limits){
-        .connections_max = config->connections_max,
-        .connections_per_uid_max = config->connections_per_uid_max,
-        .output_bytes_max = config->output_bytes_max,
-        .frame_deadline_ms = config->frame_deadline_ms,
+        .connections_max = config->settings.rpc_connections_max,
+        .connections_per_uid_max = config->settings.rpc_connections_per_uid_max,
+        .output_bytes_max = config->settings.rpc_output_bytes_max,
+        .frame_deadline_ms = config->settings.rpc_frame_deadline_ms,
     };
-    ph_tally_set_stall(&service->tally, config->stall_ms_max);
+    ph_tally_set_stall(&service->tally, config->settings.rpc_stall_ms_max);
 }
 
 int ph_is_live(const struct ph_service *service, uint32_t coordinator) {

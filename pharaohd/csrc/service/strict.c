@@ -163,7 +163,7 @@ static int stalled(struct ph_service *service, struct ph_waiting_strict *waiting
         waiting->stalled_since_ns = service->mint.monotonic_ns;
     }
     uint64_t waited_ns = service->mint.monotonic_ns - waiting->stalled_since_ns;
-    if (waited_ns <= service->config->stall_ms_max * PH_NS_PER_MS) {
+    if (waited_ns <= service->config->settings.rpc_stall_ms_max * PH_NS_PER_MS) {
         return 0;
     }
     return ph_mint_lacks_ceiling(&service->mint) ? PH_ERR_CEILING_STALLED : PH_ERR_UNAVAILABLE;
