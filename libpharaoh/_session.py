@@ -44,21 +44,21 @@ from libpharaoh.scarab import ID_MAX, parse
 
 RING_RETRY_SECONDS = 1.0
 _WAIT_SLICES_NS = (20_000_000, 20_000_000, 10_000_000)
-PATIENCE_SECONDS = 0.1
+ATTEMPT_SECONDS = 0.1
 """How long somebody may be silent before another worker is asked; doubled with each attempt."""
 _T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class TimeBudget:
     """One attempt at a request: when the call ends, and how many seconds one exchange may take."""
 
     deadline: float
-    patience: float
+    attempt_s: float
 
     def until(self) -> float:
         """When an exchange that begins now is given up."""
-        return min(self.deadline, time.monotonic() + self.patience)
+        return min(self.deadline, time.monotonic() + self.attempt_s)
 
 
 class Session(Source):
@@ -96,32 +96,32 @@ class Session(Source):
         except (ClientBusyError, TimedOutError):
             pass
 
-    def slowly(self, attempt: Callable[[Turn], _T]) -> _T:
+    def slowly(self, attempt: Callable[[TimeBudget], _T]) -> _T:
         """Takes the lock and tries until the call's time is over."""
         return self.locked(self._try, attempt)
 
-    def _try(self, attempt: Callable[[Turn], _T]) -> _T:
+    def _try(self, attempt: Callable[[TimeBudget], _T]) -> _T:
         if self.closed:
             raise ClientClosedError
         return self.retry(self.deadline, attempt)
 
-    def retry(self, deadline: float, attempt: Callable[[Turn], _T]) -> _T:
+    def retry(self, deadline: float, attempt: Callable[[TimeBudget], _T]) -> _T:
         """Repeats a request for as long as its error may pass. Every repetition gets new ids; the lost ones burn.
 
-        Each attempt has twice the patience of the one before: little while another worker may answer at once, and in
+        Each attempt has twice the attempt_s of the one before: little while another worker may answer at once, and in
         the end enough for one that has reason to be slow.
         """
         backoff = Backoff(deadline)
         told: PharaohError | None = None
-        patience = PATIENCE_SECONDS
+        attempt_s = ATTEMPT_SECONDS
         while True:
             try:
-                return attempt(Turn(deadline, patience))
+                return attempt(TimeBudget(deadline, attempt_s))
             except PharaohError as error:
-                if not passes(error) or not backoff.sleep():
-                    raise telling(error, told) from None
-                told = telling(error, told)
-                patience *= 2
+                if not is_retriable(error) or not backoff.sleep():
+                    raise pick_error(error, told) from None
+                told = pick_error(error, told)
+                attempt_s *= 2
 
     def call(self, method: str, params: list[Any]) -> Any:
         """One request by socket that a slow disk may hold up. Takes the lock itself.
@@ -130,40 +130,40 @@ class Session(Source):
         repetition would leave a gap.
         """
 
-        def attempt(turn: Turn) -> Any:
-            if time.monotonic() - self._connected(turn).answered_at > PATIENCE_SECONDS:
-                self.ask("ping", [], turn)
-            return self.ask(method, params, Turn(turn.deadline, self.timeout / 3))
+        def attempt(budget: TimeBudget) -> Any:
+            if time.monotonic() - self._connected(budget).answered_at > ATTEMPT_SECONDS:
+                self.ask("ping", [], budget)
+            return self.ask(method, params, TimeBudget(budget.deadline, self.timeout / 3))
 
         return self.slowly(attempt)
 
-    def ask(self, method: str, params: list[Any], turn: Turn) -> Any:
+    def ask(self, method: str, params: list[Any], budget: TimeBudget) -> Any:
         """One exchange over the main connection. Who is silent is not asked again soon."""
-        connection = self._connected(turn)
+        connection = self._connected(budget)
         try:
-            return connection.request(method, params, turn.until())
+            return connection.request(method, params, budget.until())
         except TimedOutError:
             self.endpoints.avoid(connection.path, self.hello.endpoint(self.hello.coordinator))
             raise
 
-    def _connected(self, turn: Turn) -> Connection:
+    def _connected(self, budget: TimeBudget) -> Connection:
         """The main connection, made anew if need be: to whoever answers first."""
         if self._connection is not None and not self._connection.hung_up():
             return self._connection
         self._drop_main()
-        backoff, patience = Backoff(turn.deadline), PATIENCE_SECONDS
+        backoff, attempt_s = Backoff(budget.deadline), ATTEMPT_SECONDS
         while True:
             failures: list[PharaohError] = []
             for path in self.endpoints.to_ask():
                 try:
-                    return self._greeted(path, Turn(turn.deadline, patience).until())
+                    return self._greeted(path, TimeBudget(budget.deadline, attempt_s).until())
                 except (ConnectionLostError, TimedOutError) as error:
                     failures.append(error)
                 except OSError as error:
                     failures.append(ConnectFailedError(f"{path}: {error.strerror or error}"))
                     if path == self.path and not passing(error):
                         raise failures[-1] from None
-            patience *= 2
+            attempt_s *= 2
             if not backoff.sleep():
                 raise failures[0]
 
@@ -180,13 +180,13 @@ class Session(Source):
         self._connection = connection
         return connection
 
-    def _attached(self, turn: Turn) -> Ring | None:
+    def _attached(self, budget: TimeBudget) -> Ring | None:
         """The prefetching ring; None when it cannot be had at the moment."""
-        connection = self._connected(turn)
+        connection = self._connected(budget)
         if self.ring_at_hand is not None or not self.ring_may_be_had():
             return self.ring_at_hand
         try:
-            ring = Ring.attach(connection, self._name, self._max_age_ms, turn.until())
+            ring = Ring.attach(connection, self._name, self._max_age_ms, budget.until())
         except TimedOutError:
             self.endpoints.avoid(connection.path)
             raise
@@ -206,9 +206,9 @@ class Session(Source):
         """Whether a ring is there or worth asking for. Needs no lock."""
         return self.ring_at_hand is not None or (self._rings_wanted and time.monotonic() >= self._ring_retry_at)
 
-    def _runs_once(self, count: int, turn: Turn) -> list[tuple[int, int]]:
+    def _runs_once(self, count: int, budget: TimeBudget) -> list[tuple[int, int]]:
         """At least one id and at most `count`, as runs (first id, how many)."""
-        ring = self._attached(turn)
+        ring = self._attached(budget)
         if ring is not None:
             id = self._await_grant(ring)
             if id:
@@ -218,15 +218,15 @@ class Session(Source):
                 self._drop_main()
                 raise ConnectionLostError(f"the ring of coordinator {ring.coordinator}")
         before = self.last
-        runs = self._runs_by_socket(count, turn)
+        runs = self._runs_by_socket(count, budget)
         if runs[0][0] <= before:  # it comes from a lower coordinator than `last` did, within the same millisecond
-            runs = [(checked_id(self.ask("get_timestamp", [None, before], turn)), 1)]
+            runs = [(checked_id(self.ask("get_timestamp", [None, before], budget)), 1)]
         self.accept(runs, before)
         return runs
 
     def more_runs(self, count: int) -> list[tuple[int, int]]:
         """As `_runs_once`, with the lock and the retries."""
-        return self.slowly(lambda turn: self._runs_once(count, turn))
+        return self.slowly(lambda budget: self._runs_once(count, budget))
 
     def _await_grant(self, ring: Ring) -> int:
         """An id from an empty ring, or 0 when none came within about 50 ms."""
@@ -244,27 +244,27 @@ class Session(Source):
                 return id
         return 0
 
-    def _runs_by_socket(self, count: int, turn: Turn) -> list[tuple[int, int]]:
+    def _runs_by_socket(self, count: int, budget: TimeBudget) -> list[tuple[int, int]]:
         if count == 1:
-            return [(checked_id(self.ask("next_id", [], turn)), 1)]
+            return [(checked_id(self.ask("next_id", [], budget)), 1)]
         asked = min(count, self.hello.limits["ids_per_request"])
-        return checked_runs(self.ask("next_ids", [asked], turn), asked)
+        return checked_runs(self.ask("next_ids", [asked], budget), asked)
 
     def strict(self, method: str, key: bytes | None, after: int) -> int:
         """A strict id greater than `after`; `method` names the kind when the socket is asked. Takes the lock itself."""
-        return self.slowly(lambda turn: self._strict_once(method, key, after, turn))
+        return self.slowly(lambda budget: self._strict_once(method, key, after, budget))
 
-    def _strict_once(self, method: str, key: bytes | None, after: int, turn: Turn) -> int:
+    def _strict_once(self, method: str, key: bytes | None, after: int, budget: TimeBudget) -> int:
         """A strict id: by the ring if it is a new one, else by the socket, whose worker knows where to forward it."""
         tried = self.ring_at_hand
         if tried is not None and tried.lost():
             self._drop_main()
-        ring = self._attached(turn)
+        ring = self._attached(budget)
         if ring is not None and ring is not tried:
             id = ring.strict(self.owner(key), after, STRICT_SLICE_NS)
             if id:
                 return self.note_strict(id)
-        return self.accept_strict(self.ask(method, [key, after or None], self.turn_for(after, turn)), after)
+        return self.accept_strict(self.ask(method, [key, after or None], self.turn_for(after, budget)), after)
 
     def owner(self, key: bytes | None) -> int | None:
         """The coordinator that owns `key`; None without a key: the worker knows. Needs no lock."""
@@ -295,10 +295,10 @@ class Session(Source):
         """What the next strict id must exceed when its caller said this. Raises InvalidArgumentError. Needs no lock."""
         return lowest(after, self.last if self.causal else 0)
 
-    def turn_for(self, after: int, turn: Turn) -> Turn:
+    def turn_for(self, after: int, budget: TimeBudget) -> TimeBudget:
         """With the time that the daemon's clock needs to pass `after`: who waits is not silent. Needs no lock."""
         ahead = parse(after, self.hello.layout).unix_ms / 1000 - time.time()
-        return Turn(turn.deadline, turn.patience + min(max(ahead, 0.0), self.timeout))
+        return TimeBudget(budget.deadline, budget.attempt_s + min(max(ahead, 0.0), self.timeout))
 
     def note_strict(self, id: int) -> int:
         """Takes a strict id, which only in a causal client is part of the order of the others. Needs no lock."""
@@ -338,12 +338,12 @@ class Session(Source):
             connection.close()
 
 
-def passes(error: PharaohError) -> bool:
+def is_retriable(error: PharaohError) -> bool:
     """Whether asking this host again may help. A connect has used up its time by itself."""
     return error.retryable and not isinstance(error, ConnectFailedError)
 
 
-def telling(error: PharaohError, before: PharaohError | None) -> PharaohError:
+def pick_error(error: PharaohError, before: PharaohError | None) -> PharaohError:
     """Of two failed attempts, what the caller should hear: a last one cut short must not hide what the daemon said."""
     return before if before is not None and isinstance(error, TimedOutError) else error
 

@@ -135,7 +135,7 @@ class Endpoints:
             self._own = paths
 
     def to_ask(self) -> list[str]:
-        """Where to connect, in turn: the path first, and whoever was silent within the last second at the end."""
+        """Where to connect, in budget: the path first, and whoever was silent within the last second at the end."""
         return sorted([self.path, *self._own], key=self.silent)
 
     def silent(self, path: str) -> bool:

@@ -30,7 +30,7 @@ from libpharaoh import _calls
 from libpharaoh._calls import Call, SchemaVersion, checked_key
 from libpharaoh._framing import MSGID_END, ReplyDecoder, encode_request
 from libpharaoh._methods import AsyncMethods
-from libpharaoh._session import PATIENCE_SECONDS, Session, Turn, checked_id, checked_runs, passes, telling
+from libpharaoh._session import ATTEMPT_SECONDS, Session, TimeBudget, checked_id, checked_runs, is_retriable, pick_error
 from libpharaoh._socket import PROTOCOL, Backoff, Hello, parse_hello, passing
 from libpharaoh.client import IDS_PER_CALL_MAX, Client, new_session
 from libpharaoh.errors import (
@@ -205,76 +205,76 @@ class AsyncClient(AsyncMethods):
         self._connecting = asyncio.Lock()
         self._turn = asyncio.Lock()
 
-    async def _retry(self, attempt: Callable[[Turn], Awaitable[_T]]) -> _T:
+    async def _retry(self, attempt: Callable[[TimeBudget], Awaitable[_T]]) -> _T:
         """As `Session.retry`."""
         backoff = Backoff(time.monotonic() + self._timeout)
         told: PharaohError | None = None
-        patience = PATIENCE_SECONDS
+        attempt_s = ATTEMPT_SECONDS
         while True:
             try:
-                return await attempt(Turn(backoff.deadline, patience))
+                return await attempt(TimeBudget(backoff.deadline, attempt_s))
             except PharaohError as error:
-                pause = backoff.next_pause() if passes(error) else None
+                pause = backoff.next_pause() if is_retriable(error) else None
                 if pause is None:
-                    raise telling(error, told) from None
-                told = telling(error, told)
+                    raise pick_error(error, told) from None
+                told = pick_error(error, told)
                 await asyncio.sleep(pause)
-                patience *= 2
+                attempt_s *= 2
 
-    async def _runs_once(self, count: int, turn: Turn) -> list[tuple[int, int]]:
+    async def _runs_once(self, count: int, budget: TimeBudget) -> list[tuple[int, int]]:
         before = self._session.last
         if count == 1:
-            runs = [(checked_id(await self._ask("next_id", [], turn)), 1)]
+            runs = [(checked_id(await self._ask("next_id", [], budget)), 1)]
         else:
             asked = min(count, self._session.hello.limits["ids_per_request"])
-            runs = checked_runs(await self._ask("next_ids", [asked], turn), asked)
+            runs = checked_runs(await self._ask("next_ids", [asked], budget), asked)
         if runs[0][0] <= before:  # it comes from a lower coordinator than the last one, within the same millisecond
-            runs = [(checked_id(await self._ask("get_timestamp", [None, before], turn)), 1)]
+            runs = [(checked_id(await self._ask("get_timestamp", [None, before], budget)), 1)]
         self._session.accept(runs, before)
         return runs
 
     async def _strict(self, method: str, key: bytes | None, after: int | None) -> int:
         return await self._retry(partial(self._strict_once, method, key, self._session.after(after)))
 
-    async def _strict_once(self, method: str, key: bytes | None, after: int, turn: Turn) -> int:
-        patient = self._session.turn_for(after, turn)
+    async def _strict_once(self, method: str, key: bytes | None, after: int, budget: TimeBudget) -> int:
+        patient = self._session.turn_for(after, budget)
         return self._session.accept_strict(await self._ask(method, [key, after or None], patient), after)
 
     async def _call(self, call: Call[_T]) -> _T:
         """As `Session.call`."""
 
-        async def attempt(turn: Turn) -> Any:
-            if time.monotonic() - (await self._connected(turn)).answered_at > PATIENCE_SECONDS:
-                await self._ask("ping", [], turn)
-            return await self._ask(call.method, call.params, Turn(turn.deadline, self._timeout / 3))
+        async def attempt(budget: TimeBudget) -> Any:
+            if time.monotonic() - (await self._connected(budget)).answered_at > ATTEMPT_SECONDS:
+                await self._ask("ping", [], budget)
+            return await self._ask(call.method, call.params, TimeBudget(budget.deadline, self._timeout / 3))
 
         return call.checked(await self._retry(attempt))
 
-    async def _ask(self, method: str, params: list[Any], turn: Turn) -> Any:
-        pipeline = await self._connected(turn)
+    async def _ask(self, method: str, params: list[Any], budget: TimeBudget) -> Any:
+        pipeline = await self._connected(budget)
         try:
-            return await pipeline.request(method, params, turn)
+            return await pipeline.request(method, params, budget)
         except TimedOutError:
             self._session.endpoints.avoid(pipeline.path, pipeline.own_path)
             raise
 
-    async def _connected(self, turn: Turn) -> _Pipeline:
+    async def _connected(self, budget: TimeBudget) -> _Pipeline:
         """As `Session._connected`."""
         async with self._connecting:
             if self._session.closed:
                 raise ClientClosedError
             if self._pipeline is None or self._pipeline.broken is not None:
-                self._pipeline = await self._pipeline_to_somebody(turn.deadline)
+                self._pipeline = await self._pipeline_to_somebody(budget.deadline)
             return self._pipeline
 
     async def _pipeline_to_somebody(self, deadline: float) -> _Pipeline:
         endpoints = self._session.endpoints
-        backoff, patience = Backoff(deadline), PATIENCE_SECONDS
+        backoff, attempt_s = Backoff(deadline), ATTEMPT_SECONDS
         while True:
             failures: list[PharaohError] = []
             for path in endpoints.to_ask():
                 try:
-                    return await _Pipeline.connect(path, self._name, Turn(deadline, patience))
+                    return await _Pipeline.connect(path, self._name, TimeBudget(deadline, attempt_s))
                 except (ConnectionLostError, TimedOutError) as error:
                     failures.append(error)
                     endpoints.avoid(path)
@@ -282,7 +282,7 @@ class AsyncClient(AsyncMethods):
                     failures.append(ConnectFailedError(f"{path}: {error.strerror or 'timed out'}"))
                     if path == endpoints.path and not passing(error):
                         raise failures[-1] from None
-            patience *= 2
+            attempt_s *= 2
             pause = backoff.next_pause()
             if pause is None:
                 raise failures[0]
@@ -311,12 +311,12 @@ class _Pipeline:
         self._reading = asyncio.create_task(self._read())
 
     @classmethod
-    async def connect(cls, path: str, name: str, turn: Turn) -> _Pipeline:
+    async def connect(cls, path: str, name: str, budget: TimeBudget) -> _Pipeline:
         """Connects and says hello. Raises OSError and what `request` raises."""
-        async with asyncio.timeout(turn.until() - time.monotonic()):
+        async with asyncio.timeout(budget.until() - time.monotonic()):
             pipeline = cls(*await asyncio.open_unix_connection(path), path)
         try:
-            hello = parse_hello(await pipeline.request("hello", [name, PROTOCOL], turn))
+            hello = parse_hello(await pipeline.request("hello", [name, PROTOCOL], budget))
         except BaseException as error:
             await pipeline.close(error if isinstance(error, PharaohError) else ConnectionLostError(path))
             raise
@@ -328,14 +328,14 @@ class _Pipeline:
         """How many requests may be under way at once, from now on; hello alone before."""
         self._slots = asyncio.Semaphore(in_flight)
 
-    async def request(self, method: str, params: list[Any], turn: Turn) -> Any:
+    async def request(self, method: str, params: list[Any], budget: TimeBudget) -> Any:
         """One exchange. Its late reply is dropped when it was cancelled or its time was over."""
         try:
-            async with asyncio.timeout(turn.deadline - time.monotonic()), self._slots:
-                async with asyncio.timeout(turn.until() - time.monotonic()):
+            async with asyncio.timeout(budget.deadline - time.monotonic()), self._slots:
+                async with asyncio.timeout(budget.until() - time.monotonic()):
                     return await self._exchange(method, params)
         except TimeoutError:
-            # The next request goes elsewhere. Those under way keep their own patience: a dense one has more of it.
+            # The next request goes elsewhere. Those under way keep their own attempt_s: a dense one has more of it.
             self.broken = self.broken or TimedOutError(f"{method} on {self.path}")
             self._close_if_idle()
             raise TimedOutError(f"{method} on {self.path}") from None

@@ -1,4 +1,4 @@
-"""What the supervisor knows of each child: its place, which stays, and the processes that come and go in it."""
+"""What the supervisor knows of each child: its child, which stays, and the processes that come and go in it."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ ROUTER = NO_COORDINATOR
 
 
 @dataclass(eq=False, slots=True)
-class Run:
+class ChildProcess:
     """One process, from fork until it is reaped."""
 
-    child: process.Child
+    handle: process.Child
     stream: socket.socket
     forked_ns: int
     inbox: bytes = b""
@@ -28,7 +28,7 @@ class Run:
 
 
 @dataclass(eq=False, slots=True)
-class Place:
+class ChildSlot:
     """A coordinator's place or the router's: its processes come and go."""
 
     number: int
@@ -45,7 +45,7 @@ class Place:
     """What a process does, given its end of the stream. Made before the fork: what is made after it is not shared."""
     log: log.Logger
     history: policy.History = field(default_factory=policy.History)
-    run: Run | None = None
+    run: ChildProcess | None = None
     started: bool = False
     """Whether it was ever forked."""
 

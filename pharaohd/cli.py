@@ -55,7 +55,7 @@ def main(config: Path | None, directory: Path | None, validate: bool, make_new: 
 
 def check_host(settings: Settings) -> None:
     """What the settings name on this host: the group, and the file of an injected clock. Raises StartError."""
-    from pharaohd.premises import group_id
+    from pharaohd.resources import group_id
 
     group_id(settings.rpc.group)
     if settings.clock.offset_file:
@@ -67,7 +67,7 @@ def check_host(settings: Settings) -> None:
 def init(settings: Settings) -> str:
     """Makes the state directory, unless it has been made; what there is to say. Raises StartError."""
     from pharaohd import manifest
-    from pharaohd.premises import check_state_dir, converted, locked
+    from pharaohd.resources import check_state_dir, converted, locked
 
     state_dir = settings.host.state_dir
     create = creator(settings)

@@ -1,7 +1,7 @@
 """What the supervisor needs of the kernel: titles, forks, descriptors, signals. The only import of setproctitle.
 
 Invariants
-- A child is known by its pidfd from birth until it is reaped through it; its process id is for people to read.
+- A child is known by its pidfd from spec until it is reaped through it; its process id is for people to read.
 - From before the fork until the child has dropped the supervisor's handlers all signals are blocked: the wake-up pipe
   is shared by fork, and a signal handled in the child would be taken for one sent to the supervisor.
 - A child keeps the descriptors it was given and no other, so a dead supervisor's end of a stream is closed for good.
@@ -58,21 +58,21 @@ class Child:
         return result.si_status if result.si_code == os.CLD_EXITED else 128 + result.si_status
 
 
-Birth = tuple[Callable[[], int], Iterable[int]]
+SpawnSpec = tuple[Callable[[], int], Iterable[int]]
 """What a child does, whose end status it returns; the descriptors that it keeps besides 0, 1 and 2."""
 
 
-def fork(births: Sequence[Birth]) -> list[Child | OSError]:
+def fork(specs: Sequence[SpawnSpec]) -> list[Child | OSError]:
     """Starts children one right after the other: each, or why it could not be.
 
     In one go, for what the parent writes to between two forks is copied: the older child is left alone with the old
     pages, a megabyte of them where forks and other work take turns.
     """
-    pids: list[int | OSError] = [0] * len(births)
+    pids: list[int | OSError] = [0] * len(specs)
     handled = [number for number in signal.valid_signals() if callable(signal.getsignal(number))]
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     try:
-        for index, (run, keep) in enumerate(births):
+        for index, (run, keep) in enumerate(specs):
             try:
                 pid = os.fork()
             except OSError as error:

@@ -1,4 +1,4 @@
-"""The pre-fork arbiter: one thread that holds the premises, forks a worker per coordinator and the router, watches and
+"""The pre-fork arbiter: one thread that holds the resources, forks a worker per coordinator and the router, watches and
 replaces them.
 
 Invariants
@@ -29,9 +29,9 @@ from typing import Any
 from libpharaoh.errors import InternalError, RuntimeDirError, SettingsError, StartError, StateDirError, by_code
 from pharaohd import hosttime, log, manifest, policy, process, sole
 from pharaohd import settings as settings_module
-from pharaohd.children import ROUTER, Place, Run
+from pharaohd.children import ROUTER, ChildProcess, ChildSlot
 from pharaohd.contract import RouterEntry, RouterSpec, WorkerEntry, WorkerSpec
-from pharaohd.premises import Premises, converted
+from pharaohd.resources import HostResources, converted
 from pharaohd.settings import Settings
 from pharaohd.stats import NO_COORDINATOR, Page, WorkerState, new_slot
 
@@ -67,8 +67,8 @@ class Supervisor:
         self._load = load
         self._may_be_new = may_be_new
         self._log = log.logger("supervisor")
-        self._places: list[Place] = []
-        self._running: dict[int, Place] = {}
+        self._children: list[ChildSlot] = []
+        self._running: dict[int, ChildSlot] = {}
         self._live: set[int] = set()
         self._failed: set[int] = set()
         self._serving = False
@@ -87,20 +87,20 @@ class Supervisor:
         with contextlib.ExitStack() as held:
             self._wakeup = process.Wakeup(SIGNALS)
             held.callback(self._wakeup.close)
-            self._premises = held.enter_context(Premises(self._settings, may_be_new=self._may_be_new))
+            self._resources = held.enter_context(HostResources(self._settings, may_be_new=self._may_be_new))
             self._prepare_state()
             held.callback(self._close_host_page)
             self._page = self._make_page()
             held.callback(self._page.remove)
-            self._places = [self._worker_place(slot, one) for slot, one in enumerate(self._settings.host.owns)]
-            self._places.append(self._router_place())
+            self._children = [self._worker_place(slot, one) for slot, one in enumerate(self._settings.host.owns)]
+            self._children.append(self._router_place())
             self._selector = held.enter_context(selectors.DefaultSelector())
             self._selector.register(self._wakeup.descriptor, selectors.EVENT_READ, self._on_signal)
             held.callback(self._kill_and_reap)
             # What is alive now lives as long as the daemon: a collection in a worker must not touch (and copy) it.
             gc.collect()
             gc.freeze()
-            self._start(self._places)
+            self._start(self._children)
             self._schedule_hang_check()
             while self._running or not self._stopping:
                 self._turn()
@@ -111,7 +111,7 @@ class Supervisor:
     def _prepare_state(self) -> None:
         state_dir = self._settings.host.state_dir
         with converted(StateDirError, state_dir):
-            if self._premises.state_on_memory():
+            if self._resources.state_on_memory():
                 self._log.warning("the state directory is lost when this machine restarts", state_dir=state_dir)
             manifest.ensure(state_dir, self._settings.host.owns, self._create, may_be_new=self._may_be_new)
             self._hold_name(manifest.directory_id(state_dir))
@@ -139,37 +139,37 @@ class Supervisor:
         try:
             return Page(
                 settings.host.runtime_dir, settings.cluster.coordinators, settings.host.owns, settings.rpc.mode,
-                self._premises.gid,
+                self._resources.gid,
             )  # fmt: skip
         except OSError as error:
             raise RuntimeDirError(f"the statistics page in /dev/shm: {error}") from error
 
-    def _worker_place(self, slot: int, coordinator: int) -> Place:
-        premises = self._premises
-        return Place(
+    def _worker_place(self, slot: int, coordinator: int) -> ChildSlot:
+        resources = self._resources
+        return ChildSlot(
             number=coordinator,
             title=f"worker {coordinator:04d}",
             slot=self._page.slots[slot],
-            own_fds=(premises.own_fd(coordinator), premises.private_fd(coordinator)),
-            keep=(premises.listen_fd, premises.children_lock_fd, *self._lasting_fds()),
+            own_fds=(resources.own_fd(coordinator), resources.private_fd(coordinator)),
+            keep=(resources.listen_fd, resources.children_lock_fd, *self._lasting_fds()),
             life=partial(self._worker_life, coordinator, slot),
             log=log.logger("supervisor", coordinator),
         )
 
-    def _router_place(self) -> Place:
-        return Place(
+    def _router_place(self) -> ChildSlot:
+        return ChildSlot(
             number=ROUTER,
             title="router",
             slot=new_slot(),
-            own_fds=(self._premises.router_fd,),
-            keep=(self._premises.children_lock_fd, *self._lasting_fds()),
+            own_fds=(self._resources.router_fd,),
+            keep=(self._resources.children_lock_fd, *self._lasting_fds()),
             life=self._router_life,
             log=self._log,
         )
 
     def _close_host_page(self) -> None:
         """After a clean stop of every worker the files tell all that the page does."""
-        clean = all(place.started and place.slot.exit_code == 0 for place in self._places)
+        clean = all(child.started and child.slot.exit_code == 0 for child in self._children)
         self._host_page.close(self._settings.host.state_dir, remove=self._error is None and clean)
         if self._name is not None:
             self._name.close()
@@ -199,50 +199,48 @@ class Supervisor:
                 self._log.info("stopping", signal=number.name)
                 self._stop(None)
                 if number == signal.SIGQUIT:
-                    self._kill(self._places)
+                    self._kill(self._children)
 
     # One child
 
-    def _start(self, places: Sequence[Place]) -> None:
+    def _start(self, children: Sequence[ChildSlot]) -> None:
         if self._stopping:
             return
         streams = []
-        births: list[process.Birth] = []
+        specs: list[process.SpawnSpec] = []
         with contextlib.ExitStack() as held:
             try:
-                for place in places:
+                for child in children:
                     ours, theirs = socket.socketpair()
                     streams.append(ours)
                     end = held.enter_context(theirs).fileno()
-                    births.append(
-                        (partial(run_child, place.title, place.life(end)), (end, *place.own_fds, *place.keep))
-                    )
+                    specs.append((partial(run_child, child.title, child.life(end)), (end, *child.own_fds, *child.keep)))
             except OSError as error:
-                children: list[process.Child | OSError] = [error] * len(places)
+                forked: list[process.Child | OSError] = [error] * len(children)
             else:
-                children = process.fork(births)
-        for place, child, ours in itertools.zip_longest(places, children, streams):
-            if isinstance(child, OSError):
-                self._start_later(place, child, ours)
+                forked = process.fork(specs)
+        for child, handle, ours in itertools.zip_longest(children, forked, streams):
+            if isinstance(handle, OSError):
+                self._start_later(child, handle, ours)
             else:
-                self._started(place, Run(child, ours, time.monotonic_ns()))
+                self._started(child, ChildProcess(handle, ours, time.monotonic_ns()))
 
-    def _start_later(self, place: Place, error: OSError, stream: socket.socket | None) -> None:
+    def _start_later(self, child: ChildSlot, error: OSError, stream: socket.socket | None) -> None:
         if stream is not None:
             stream.close()
-        place.log.error(f"no process for a {place.kind}", error=str(error))
-        self._after(FORK_RETRY_S, partial(self._start, [place]))
+        child.log.error(f"no process for a {child.kind}", error=str(error))
+        self._after(FORK_RETRY_S, partial(self._start, [child]))
 
-    def _started(self, place: Place, run: Run) -> None:
+    def _started(self, child: ChildSlot, run: ChildProcess) -> None:
         run.stream.setblocking(False)
-        place.run = run
-        self._running[place.number] = place
-        self._selector.register(run.child.pidfd, selectors.EVENT_READ, partial(self._on_exit, place, run))
-        self._selector.register(run.stream, selectors.EVENT_READ, partial(self._on_stream, place, run))
-        slot = place.slot
-        slot.state, slot.pid, slot.started_ns = WorkerState.STARTING, run.child.pid, time.time_ns()
-        slot.restart_count += int(place.started)
-        place.started = True
+        child.run = run
+        self._running[child.number] = child
+        self._selector.register(run.handle.pidfd, selectors.EVENT_READ, partial(self._on_exit, child, run))
+        self._selector.register(run.stream, selectors.EVENT_READ, partial(self._on_stream, child, run))
+        slot = child.slot
+        slot.state, slot.pid, slot.started_ns = WorkerState.STARTING, run.handle.pid, time.time_ns()
+        slot.restart_count += int(child.started)
+        child.started = True
 
     def _worker_life(self, coordinator: int, slot: int, control_fd: int) -> Callable[[], int]:
         host = self._settings.host
@@ -252,9 +250,9 @@ class Supervisor:
             obelisk_path=manifest.obelisk_path(host.state_dir, coordinator),
             counters_path=manifest.counters_path(host.state_dir, coordinator),
             socket_path=host.socket_path,
-            listen_fd=self._premises.listen_fd,
-            own_fd=self._premises.own_fd(coordinator),
-            private_fd=self._premises.private_fd(coordinator),
+            listen_fd=self._resources.listen_fd,
+            own_fd=self._resources.own_fd(coordinator),
+            private_fd=self._resources.private_fd(coordinator),
             control_fd=control_fd,
             stats_address=self._page.address,
             host_page_address=self._host_page.address,
@@ -263,15 +261,15 @@ class Supervisor:
         return partial(self._work, spec)
 
     def _router_life(self, control_fd: int) -> Callable[[], int]:
-        place = self._places[-1]
-        return partial(self._route, RouterSpec(self._premises.router_fd, control_fd, place.slot, self._settings))
+        child = self._children[-1]
+        return partial(self._route, RouterSpec(self._resources.router_fd, control_fd, child.slot, self._settings))
 
-    def _on_stream(self, place: Place, run: Run) -> None:
+    def _on_stream(self, child: ChildSlot, run: ChildProcess) -> None:
         # In one turn a child may be reaped first, and its stream come afterwards.
-        if place.run is run and not self._read(place, run):
+        if child.run is run and not self._read(child, run):
             self._selector.unregister(run.stream)  # the child's end, or its hanging, is seen elsewhere
 
-    def _read(self, place: Place, run: Run) -> bool:
+    def _read(self, child: ChildSlot, run: ChildProcess) -> bool:
         """Takes what the child says. False: there was nothing."""
         try:
             data = run.stream.recv(MESSAGE_BYTES_MAX)
@@ -280,77 +278,77 @@ class Supervisor:
         *lines, rest = (run.inbox + data).split(b"\n")
         run.inbox = rest[:MESSAGE_BYTES_MAX]
         for line in lines:
-            self._on_event(place, run, line)
+            self._on_event(child, run, line)
         return bool(data)
 
-    def _on_event(self, place: Place, run: Run, line: bytes) -> None:
+    def _on_event(self, child: ChildSlot, run: ChildProcess, line: bytes) -> None:
         try:
             event = json.loads(line)
             if event["event"] == "ready":
-                self._on_ready(place)
+                self._on_ready(child)
             elif event["event"] == "failed":
-                run.error = child_error(place.whose, event["code"], event["message"])
+                run.error = child_error(child.whose, event["code"], event["message"])
         except (ValueError, KeyError, TypeError) as error:
-            place.log.error(f"a {place.kind} talks nonsense", error=str(error))
+            child.log.error(f"a {child.kind} talks nonsense", error=str(error))
 
-    def _on_ready(self, place: Place) -> None:
-        place.history = policy.became_ready(place.history, time.monotonic())
+    def _on_ready(self, child: ChildSlot) -> None:
+        child.history = policy.became_ready(child.history, time.monotonic())
         if self._stopping:
             return
-        place.slot.state = WorkerState.LIVE
-        self._live.add(place.number)
-        self._page.header.first_live = min(self._page.header.first_live, place.number)
-        place.log.debug(f"{place.kind} ready")
-        if not self._serving and len(self._live) == len(self._places):
+        child.slot.state = WorkerState.LIVE
+        self._live.add(child.number)
+        self._page.header.first_live = min(self._page.header.first_live, child.number)
+        child.log.debug(f"{child.kind} ready")
+        if not self._serving and len(self._live) == len(self._children):
             self._serving = True
             host = self._settings.host
             self._log.info("serving", socket=host.socket_path, coordinators=len(host.owns))
             self._notifier.ready()
 
-    def _on_exit(self, place: Place, run: Run) -> None:
-        while self._read(place, run):  # its last words
+    def _on_exit(self, child: ChildSlot, run: ChildProcess) -> None:
+        while self._read(child, run):  # its last words
             pass
         if run.stream in self._selector.get_map():
             self._selector.unregister(run.stream)
-        self._selector.unregister(run.child.pidfd)
+        self._selector.unregister(run.handle.pidfd)
         run.stream.close()
-        status = run.child.reap()
-        place.run = None
-        del self._running[place.number]
-        self._mark_down(place, WorkerState.DOWN, status)
+        status = run.handle.reap()
+        child.run = None
+        del self._running[child.number]
+        self._mark_down(child, WorkerState.DOWN, status)
         if self._stopping:
             if self._running.keys() == {ROUTER}:
                 self._stop_next()
             return
-        place.history, decision = policy.exited(place.history, status, time.monotonic())
+        child.history, decision = policy.exited(child.history, status, time.monotonic())
         if isinstance(decision, policy.Fail):
-            self._fail(place, run.error or decision.error(place.whose), status)
+            self._fail(child, run.error or decision.error(child.whose), status)
             return
-        place.log.warning(
-            f"{place.kind} ended",
+        child.log.warning(
+            f"{child.kind} ended",
             status=status,
             error=str(run.error) if run.error else None,
             restart_in_s=decision.delay_s,
         )
         if decision.delay_s:
-            self._after(decision.delay_s, partial(self._start, [place]))
+            self._after(decision.delay_s, partial(self._start, [child]))
         else:
-            self._start([place])
+            self._start([child])
 
-    def _mark_down(self, place: Place, state: WorkerState, status: int) -> None:
-        slot = place.slot
+    def _mark_down(self, child: ChildSlot, state: WorkerState, status: int) -> None:
+        slot = child.slot
         slot.state, slot.pid, slot.exit_code = state, 0, status
-        if place.number in self._live:
-            self._live.remove(place.number)
+        if child.number in self._live:
+            self._live.remove(child.number)
             self._page.header.first_live = min(self._live, default=NO_COORDINATOR)
 
-    def _fail(self, place: Place, error: StartError, status: int) -> None:
+    def _fail(self, child: ChildSlot, error: StartError, status: int) -> None:
         """This place will have no process any more."""
-        self._mark_down(place, WorkerState.FAILED, status)
-        self._failed.add(place.number)
-        for listener in place.own_fds:
-            self._premises.release(listener)
-        place.log.error(f"{place.kind} failed", error=str(error))
+        self._mark_down(child, WorkerState.FAILED, status)
+        self._failed.add(child.number)
+        for listener in child.own_fds:
+            self._resources.release(listener)
+        child.log.error(f"{child.kind} failed", error=str(error))
         if not self._serving or self._failed.issuperset(self._settings.host.owns):
             self._stop(error)
 
@@ -367,29 +365,29 @@ class Supervisor:
         if now_ns - self._hangs_checked_ns > hang_ns // 2 + 1_000_000_000:
             self._awake_since_ns = now_ns  # this process did not run either: a frozen or starved host, not a hang
         self._hangs_checked_ns = now_ns
-        for place in self._running.values():
-            run = place.run
+        for child in self._running.values():
+            run = child.run
             assert run is not None
-            silent_ns = now_ns - max(place.slot.heartbeat_ns, run.forked_ns, self._awake_since_ns)
+            silent_ns = now_ns - max(child.slot.heartbeat_ns, run.forked_ns, self._awake_since_ns)
             if silent_ns > hang_ns and not run.aborted:
                 run.aborted = True
-                place.log.error(f"{place.kind} hangs", silent_ms=silent_ns // 1_000_000)
-                run.child.send(signal.SIGABRT)
-                self._after(ABORT_PATIENCE_S, partial(self._kill_run, place, run))
+                child.log.error(f"{child.kind} hangs", silent_ms=silent_ns // 1_000_000)
+                run.handle.send(signal.SIGABRT)
+                self._after(ABORT_PATIENCE_S, partial(self._kill_run, child, run))
         self._schedule_hang_check()
 
-    def _kill_run(self, place: Place, run: Run) -> None:
-        if place.run is run:
-            run.child.send(signal.SIGKILL)
+    def _kill_run(self, child: ChildSlot, run: ChildProcess) -> None:
+        if child.run is run:
+            run.handle.send(signal.SIGKILL)
 
     # All children
 
-    def _tell(self, places: Iterable[Place], message: dict[str, Any]) -> None:
+    def _tell(self, children: Iterable[ChildSlot], message: dict[str, Any]) -> None:
         line = json.dumps(message).encode() + b"\n"
-        for place in places:
-            assert place.run is not None
+        for child in children:
+            assert child.run is not None
             with contextlib.suppress(OSError):  # a child that does not read is hanging, and is dealt with as such
-                place.run.stream.send(line, socket.MSG_NOSIGNAL)
+                child.run.stream.send(line, socket.MSG_NOSIGNAL)
 
     def _stop(self, error: StartError | None) -> None:
         if self._stopping:
@@ -399,30 +397,30 @@ class Supervisor:
         self._notifier.stopping()
         self._live.clear()
         self._page.header.first_live = NO_COORDINATOR
-        for place in self._running.values():
-            place.slot.state = WorkerState.STOPPING
+        for child in self._running.values():
+            child.slot.state = WorkerState.STOPPING
         self._stop_next()
 
     def _stop_next(self) -> None:
         """The workers; when none is left, the router."""
-        places = [place for number, place in self._running.items() if number != ROUTER] or [*self._running.values()]
-        self._tell(places, {"do": "stop"})
-        self._after(self._settings.worker.stop_ms_max / 1000, partial(self._kill, places))
+        children = [child for number, child in self._running.items() if number != ROUTER] or [*self._running.values()]
+        self._tell(children, {"do": "stop"})
+        self._after(self._settings.worker.stop_ms_max / 1000, partial(self._kill, children))
 
-    def _kill(self, places: Iterable[Place]) -> None:
-        left = [place for place in places if place.run is not None]
-        for place in left:
-            assert place.run is not None
-            place.run.child.send(signal.SIGKILL)
+    def _kill(self, children: Iterable[ChildSlot]) -> None:
+        left = [child for child in children if child.run is not None]
+        for child in left:
+            assert child.run is not None
+            child.run.handle.send(signal.SIGKILL)
         if left:
-            self._log.warning("killed", children=[place.whose for place in left])
+            self._log.warning("killed", children=[child.whose for child in left])
 
     def _kill_and_reap(self) -> None:
         """Leaves no child behind when a bug ends the loop."""
-        for place in self._running.values():
-            assert place.run is not None
-            place.run.child.send(signal.SIGKILL)
-            place.run.child.reap()
+        for child in self._running.values():
+            assert child.run is not None
+            child.run.handle.send(signal.SIGKILL)
+            child.run.handle.reap()
 
     def _reload(self) -> None:
         if self._serving:

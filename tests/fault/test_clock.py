@@ -19,7 +19,7 @@ from libpharaoh.scarab import Layout
 from pharaohd import obelisk
 from tests.support import ledger
 from tests.support.daemon import Daemon, remove_host_page, short_directory, wait_until
-from tests.support.drawer import Drawer, drawers
+from tests.support.load_client import LoadClient, load_clients
 from tests.support.wire import Wire
 
 HOUR_MS = 3_600_000
@@ -67,17 +67,17 @@ def offset_ms_of(id: int) -> int:
     return libpharaoh.parse(id).unix_ms - time.time_ns() // 1_000_000
 
 
-def counts(clients: Sequence[Drawer]) -> dict[str, int]:
+def counts(clients: Sequence[LoadClient]) -> dict[str, int]:
     return {client.kind: ledger.count_of([client.runs()]) for client in clients}
 
 
-def drawn_in_a_span(clients: Sequence[Drawer]) -> dict[str, int]:
+def drawn_in_a_span(clients: Sequence[LoadClient]) -> dict[str, int]:
     before = counts(clients)
     time.sleep(SPAN_S)
     return {kind: count - before[kind] for kind, count in counts(clients).items()}
 
 
-def check_ledgers(clients: Sequence[Drawer], at_least: int) -> None:
+def check_ledgers(clients: Sequence[LoadClient], at_least: int) -> None:
     ledgers = [client.runs() for client in clients]
     ledger.check_unique(ledgers, at_least)
     for runs in ledgers:
@@ -88,7 +88,7 @@ def check_ledgers(clients: Sequence[Drawer], at_least: int) -> None:
 
 def test_an_hour_back_is_no_outage() -> None:
     with scene() as at:
-        with drawers(at.daemon.socket, at.directory, KINDS) as clients:
+        with load_clients(at.daemon.socket, at.directory, KINDS) as clients:
             for client in clients:
                 client.wait_drawing()
             before = drawn_in_a_span(clients)
@@ -108,7 +108,7 @@ def test_an_hour_back_is_no_outage() -> None:
 def test_strobing_clock() -> None:
     """Steps of either sign within and beyond the bound, every few milliseconds, one of them across a pause (F20)."""
     with scene() as at:
-        with drawers(at.daemon.socket, at.directory, KINDS) as clients:
+        with load_clients(at.daemon.socket, at.directory, KINDS) as clients:
             for client in clients:
                 client.wait_drawing()
             drawn = counts(clients)
@@ -229,7 +229,7 @@ def test_restart_with_the_clock_set_back(end: Callable[[Daemon], None]) -> None:
     """
     with scene() as at:
         for offset_ms in (-HOUR_MS, -2 * HOUR_MS, 0):
-            with drawers(at.daemon.socket, at.directory, ("ring", "socket")) as clients:
+            with load_clients(at.daemon.socket, at.directory, ("ring", "socket")) as clients:
                 for client in clients:
                     client.wait_drawing()
                 position = newest_position(at.daemon)
@@ -295,12 +295,12 @@ def test_siblings_accept_each_other_s_ids_whatever_the_clock_did(rng: random.Ran
         assert ids == sorted(set(ids))
 
 
-def wait_until_all_draw(clients: Sequence[Drawer]) -> None:
+def wait_until_all_draw(clients: Sequence[LoadClient]) -> None:
     drawn = counts(clients)
     wait_until(lambda: all(counts(clients)[kind] > drawn[kind] for kind in drawn), "every client draws")
 
 
-def check_ledgers_of_restart(clients: Sequence[Drawer]) -> None:
+def check_ledgers_of_restart(clients: Sequence[LoadClient]) -> None:
     ledgers = [client.runs() for client in clients]
     ledger.check_unique(ledgers, at_least=1000)
     for runs in ledgers:

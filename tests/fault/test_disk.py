@@ -25,7 +25,7 @@ from pharaohd import obelisk
 from pharaohd.stats import WorkerState
 from tests.support import ledger
 from tests.support.daemon import WATCHDOG_S, Daemon, fill, wait_until
-from tests.support.drawer import Drawer, drawers
+from tests.support.load_client import LoadClient, load_clients
 from tests.support.loopfs import MISSING, LoopFs, loop_fs, read_medium, small_memory_disk, state_of
 
 pytestmark = [pytest.mark.root, pytest.mark.skipif(MISSING is not None, reason=f"needs {MISSING}")]
@@ -47,23 +47,23 @@ def newest_on_medium(path: Path, copy: Path) -> obelisk.Record:
     return newest
 
 
-def more_rows(drawer: Drawer) -> Callable[[], bool]:
+def more_rows(load_client: LoadClient) -> Callable[[], bool]:
     """Whether this client has received anything since."""
-    before = drawer.rows()
-    return lambda: drawer.rows() > before
+    before = load_client.rows()
+    return lambda: load_client.rows() > before
 
 
-def check(drawn: list[Drawer], at_least: int = 10_000) -> list[list[ledger.Run]]:
-    runs = [drawer.runs() for drawer in drawn]
+def check(drawn: list[LoadClient], at_least: int = 10_000) -> list[list[ledger.Run]]:
+    runs = [load_client.runs() for load_client in drawn]
     ledger.check_unique(runs, at_least)
     for client_runs in runs:
         ledger.check_rising(client_runs)
     return runs
 
 
-def check_below_medium(daemon: Daemon, drawn: list[Drawer], copy: Path) -> None:
+def check_below_medium(daemon: Daemon, drawn: list[LoadClient], copy: Path) -> None:
     """C: everything received lies below what the disk itself holds."""
-    received = ledger.highest_ticks([drawer.runs() for drawer in drawn], LAYOUT)
+    received = ledger.highest_ticks([load_client.runs() for load_client in drawn], LAYOUT)
     assert received
     for coordinator, tick in received.items():
         assert tick < newest_on_medium(daemon.obelisk(coordinator), copy).ceiling
@@ -87,11 +87,11 @@ def test_a_failing_sync_ends_the_worker_and_nothing_is_repeated(directory: Path)
         file_system.fill_image()
         daemon = Daemon(directory, state_dir=file_system.mount_point / "state", settings=settings)
         with daemon, contextlib.ExitStack() as clients:
-            on_0 = clients.enter_context(drawers(own_socket(daemon, 0), directory, ["ring", "socket", "strict"]))
+            on_0 = clients.enter_context(load_clients(own_socket(daemon, 0), directory, ["ring", "socket", "strict"]))
             (directory / "other").mkdir()
-            on_1 = clients.enter_context(drawers(own_socket(daemon, 1), directory / "other", ["ring"]))
-            for drawer in [*on_0, *on_1]:
-                drawer.wait_drawing()
+            on_1 = clients.enter_context(load_clients(own_socket(daemon, 1), directory / "other", ["ring"]))
+            for load_client in [*on_0, *on_1]:
+                load_client.wait_drawing()
             sibling = daemon.worker_pids()[1]
             filler = memory / "filler"
             fill(filler)
@@ -103,8 +103,8 @@ def test_a_failing_sync_ends_the_worker_and_nothing_is_repeated(directory: Path)
             wait_until(more_rows(on_1[0]), "the sibling's client served")
             assert daemon.worker_pids()[1] == sibling
             filler.unlink()
-            for drawer in on_0:
-                wait_until(more_rows(drawer), "each client served again")
+            for load_client in on_0:
+                wait_until(more_rows(load_client), "each client served again")
             check_below_medium(daemon, on_0, directory / "copy")
         check([*on_0, *on_1])
 
@@ -113,9 +113,9 @@ def test_a_hanging_disk_stalls_within_the_ceiling(directory: Path) -> None:
     """F9: the workers spend what is durable, then say so; nobody hangs, and afterwards all go on."""
     with loop_fs(directory) as file_system:
         daemon = Daemon(directory, state_dir=file_system.mount_point / "state", settings=SETTINGS)
-        with daemon, drawers(own_socket(daemon, 0), directory, ["ring", "socket", "strict"]) as drawn:
-            for drawer in drawn:
-                drawer.wait_drawing()
+        with daemon, load_clients(own_socket(daemon, 0), directory, ["ring", "socket", "strict"]) as drawn:
+            for load_client in drawn:
+                load_client.wait_drawing()
             pids = daemon.worker_pids()
             try:
                 file_system.freeze()
@@ -126,13 +126,13 @@ def test_a_hanging_disk_stalls_within_the_ceiling(directory: Path) -> None:
                 with libpharaoh.connect(own_socket(daemon, 0), rings=False) as client:
                     client.ping()
                     assert client.stats()["stalls"] > 0
-                rows = [drawer.rows() for drawer in drawn]
+                rows = [load_client.rows() for load_client in drawn]
                 time.sleep(0.2)
-                assert rows == [drawer.rows() for drawer in drawn], "ids without a durable ceiling"
+                assert rows == [load_client.rows() for load_client in drawn], "ids without a durable ceiling"
             finally:
                 file_system.thaw()
-            for drawer in drawn:
-                wait_until(more_rows(drawer), "each client served again")
+            for load_client in drawn:
+                wait_until(more_rows(load_client), "each client served again")
             assert daemon.worker_pids() == pids
         check(drawn)
 
@@ -177,9 +177,9 @@ def test_a_full_disk_goes_unnoticed(directory: Path) -> None:
     """F7: neither blocks nor inodes are left; the file was made whole, so renewals and even restarts need none."""
     with loop_fs(directory, options=("-N", "64")) as file_system:
         daemon = Daemon(directory, state_dir=file_system.mount_point / "state", settings=SETTINGS)
-        with daemon, drawers(own_socket(daemon, 0), directory, ["ring", "socket"]) as drawn:
-            for drawer in drawn:
-                drawer.wait_drawing()
+        with daemon, load_clients(own_socket(daemon, 0), directory, ["ring", "socket"]) as drawn:
+            for load_client in drawn:
+                load_client.wait_drawing()
             pids = daemon.worker_pids()
             fill_for_good(file_system.mount_point)
             # The next record may have been on its way already; those after it begin on a full disk.
@@ -189,13 +189,13 @@ def test_a_full_disk_goes_unnoticed(directory: Path) -> None:
                 "renewals on a full disk",
             )
             assert is_full(file_system.mount_point)
-            for drawer in drawn:
-                wait_until(more_rows(drawer), "each client served")
+            for load_client in drawn:
+                wait_until(more_rows(load_client), "each client served")
             assert daemon.worker_pids() == pids
             assert daemon.stop() == 0
             daemon.start()
-            for drawer in drawn:
-                wait_until(more_rows(drawer), "each client served after a restart")
+            for load_client in drawn:
+                wait_until(more_rows(load_client), "each client served after a restart")
         check(drawn)
 
 
@@ -234,27 +234,27 @@ def test_a_file_taken_away_underneath(
     (directory / "1").mkdir()
     with (
         daemon,
-        drawers(own_socket(daemon, 0), directory, ["ring", "socket"]) as on_0,
-        drawers(own_socket(daemon, 1), directory / "1", ["ring", "socket"]) as on_1,
+        load_clients(own_socket(daemon, 0), directory, ["ring", "socket"]) as on_0,
+        load_clients(own_socket(daemon, 1), directory / "1", ["ring", "socket"]) as on_1,
     ):
-        for drawer in [*on_0, *on_1]:
-            drawer.wait_drawing()
+        for load_client in [*on_0, *on_1]:
+            load_client.wait_drawing()
         sibling = daemon.worker_pids()[0]
         harm(daemon.obelisk(1))
         wait_until(lambda: "OBELISK_LOST" in daemon.log(), "the worker's end")
         if end is None:
             wait_until(lambda: daemon.worker(1).state == WorkerState.LIVE, "a successor")
-            for drawer in on_1:
-                wait_until(more_rows(drawer), "its clients served again")
+            for load_client in on_1:
+                wait_until(more_rows(load_client), "its clients served again")
         else:
             wait_until(lambda: daemon.worker(1).state == WorkerState.FAILED, "a refusal")
             assert daemon.worker(1).exit_code == end.exit_status
-            rows = [drawer.rows() for drawer in on_1]
-            for drawer in on_1:
-                wait_until(more_rows(drawer), "its clients served by its sibling")
-            served = [run for drawer, row in zip(on_1, rows, strict=True) for run in drawer.runs(row)]
+            rows = [load_client.rows() for load_client in on_1]
+            for load_client in on_1:
+                wait_until(more_rows(load_client), "its clients served by its sibling")
+            served = [run for load_client, row in zip(on_1, rows, strict=True) for run in load_client.runs(row)]
             assert {coordinator for run in served for coordinator, *_ in ledger.pieces(run, LAYOUT)} == {0}
-        for drawer in on_0:
-            wait_until(more_rows(drawer), "the sibling's clients served")
+        for load_client in on_0:
+            wait_until(more_rows(load_client), "the sibling's clients served")
         assert daemon.worker_pids()[0] == sibling
     check([*on_0, *on_1])

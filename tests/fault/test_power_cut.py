@@ -24,7 +24,7 @@ from libpharaoh.scarab import Layout
 from pharaohd import obelisk
 from tests.support import ledger
 from tests.support.daemon import ROOT, SERVING, Daemon, Settings, wait_until
-from tests.support.drawer import Drawer
+from tests.support.load_client import LoadClient
 from tests.support.loopfs import MISSING, LoopFs, Shim, loop_fs
 
 pytestmark = [
@@ -59,10 +59,12 @@ def set_back(directory: Path, seconds: int) -> None:
         file.write(struct.pack("<q", -seconds * 1_000_000_000))
 
 
-def start_drawers(daemon: Daemon, directory: Path) -> list[Drawer]:
+def start_drawers(daemon: Daemon, directory: Path) -> list[LoadClient]:
     own = [daemon.own_socket(number) for number in range(COORDINATORS)]
     wanted = [(own[0], "ring"), (own[1], "ring"), *((daemon.socket, kind) for kind in ("socket", "strict", "keyed"))]
-    return [Drawer(socket, directory / f"ledger-{number}-{kind}", kind) for number, (socket, kind) in enumerate(wanted)]
+    return [
+        LoadClient(socket, directory / f"ledger-{number}-{kind}", kind) for number, (socket, kind) in enumerate(wanted)
+    ]
 
 
 def ceilings_on_medium(daemon: Daemon) -> dict[int, int]:
@@ -96,7 +98,12 @@ def check_above(daemon: Daemon, runs: list[list[ledger.Run]], since_ns: int, bou
 
 
 def cut_and_check(
-    daemon: Daemon, file_system: LoopFs, drawers: list[Drawer], seen: list[int], pause_s: float, memory_too: bool
+    daemon: Daemon,
+    file_system: LoopFs,
+    clients: list[LoadClient],
+    seen: list[int],
+    pause_s: float,
+    memory_too: bool,
 ) -> None:
     """One cut. seen: how many rows of each ledger are known to be below a ceiling; brought up to date."""
     page = daemon.host_page()
@@ -109,19 +116,24 @@ def cut_and_check(
     file_system.remount()
     bounds = ceilings = ceilings_on_medium(daemon)
     # A ledger's last row may have grown since it was looked at.
-    new_runs = [drawer.runs(max(0, rows - 1)) for drawer, rows in zip(drawers, seen, strict=True)]
+    new_runs = [client.runs(max(0, rows - 1)) for client, rows in zip(clients, seen, strict=True)]
     check_below(new_runs, ceilings)
     if not memory_too:
         bounds = {coordinator: tick + 1 for coordinator, tick in ledger.highest_ticks(new_runs, LAYOUT).items()}
-    seen[:] = [drawer.rows() for drawer in drawers]
+    seen[:] = [client.rows() for client in clients]
     daemon.start()
-    for drawer, rows in zip(drawers, seen, strict=True):
-        wait_until(lambda one=drawer, had=rows: one.rows() > had, "each client served")  # type: ignore[misc]
+    for client, rows in zip(clients, seen, strict=True):
+        wait_until(lambda one=client, had=rows: one.rows() > had, "each client served")  # type: ignore[misc]
     # The first of those may have been asked for before the cut.
-    for drawer, rows in zip(drawers, seen, strict=True):
-        if drawer.timed:
-            wait_until(lambda one=drawer, had=rows: one.runs(had)[-1].called_ns > killed_ns, "each client asked anew")  # type: ignore[misc]
-    check_above(daemon, [drawer.runs(rows) for drawer, rows in zip(drawers, seen, strict=True)], killed_ns, bounds)
+    for client, rows in zip(clients, seen, strict=True):
+        if client.timed:
+            wait_until(lambda one=client, had=rows: one.runs(had)[-1].called_ns > killed_ns, "each client asked anew")  # type: ignore[misc]
+    check_above(
+        daemon,
+        [client.runs(rows) for client, rows in zip(clients, seen, strict=True)],
+        killed_ns,
+        bounds,
+    )
 
 
 def test_no_id_survives_a_cut_above_its_ceiling(
@@ -129,24 +141,24 @@ def test_no_id_survives_a_cut_above_its_ceiling(
 ) -> None:
     """F1, F2: many cuts in a row, at random moments, every kind of client at full tilt, and a clock that goes back."""
     daemon = new_daemon(directory, file_system)
-    drawers: list[Drawer] = []
+    clients: list[LoadClient] = []
     try:
         daemon.start()
-        drawers = start_drawers(daemon, directory)
-        for drawer in drawers:
-            drawer.wait_drawing()
+        clients = start_drawers(daemon, directory)
+        for client in clients:
+            client.wait_drawing()
         rounds = max(2, round(15 * effort))
-        seen = [0] * len(drawers)
+        seen = [0] * len(clients)
         for number in range(rounds):
             time.sleep(rng.uniform(0, 0.3))
             set_back(directory, 10 * number)
             pause_s = rng.choice((0, 0, rng.uniform(0, 0.1)))
-            cut_and_check(daemon, file_system, drawers, seen, pause_s, memory_too=rng.random() < 0.7)
+            cut_and_check(daemon, file_system, clients, seen, pause_s, memory_too=rng.random() < 0.7)
     finally:
         daemon.kill()
-        for drawer in drawers:
-            drawer.kill()
-    runs = [drawer.runs() for drawer in drawers]
+        for client in clients:
+            client.kill()
+    runs = [client.runs() for client in clients]
     ledger.check_unique(runs, at_least=10_000 * rounds)
     for client_runs in runs:
         ledger.check_rising(client_runs)
@@ -156,28 +168,28 @@ def test_no_id_survives_a_cut_above_its_ceiling(
 def test_a_clean_restart_goes_on_at_the_exact_position(directory: Path, file_system: LoopFs) -> None:
     """Nothing is lost and nothing repeated, although clients draw until the end and the clock goes back meanwhile."""
     daemon = new_daemon(directory, file_system)
-    drawers: list[Drawer] = []
+    clients: list[LoadClient] = []
     try:
         daemon.start()
-        drawers = start_drawers(daemon, directory)
-        for drawer in drawers:
-            drawer.wait_drawing()
+        clients = start_drawers(daemon, directory)
+        for client in clients:
+            client.wait_drawing()
         for number in range(1, 4):
             time.sleep(0.2)
             assert daemon.stop() == 0
             set_back(directory, 10 * number)
             reports = [obelisk.inspect(daemon.obelisk(coordinator)) for coordinator in range(COORDINATORS)]
             assert all(report.newest is not None and report.newest.clean for report in reports)
-            check_below([drawer.runs() for drawer in drawers], ceilings_on_medium(daemon))
-            rows = [drawer.rows() for drawer in drawers]
+            check_below([client.runs() for client in clients], ceilings_on_medium(daemon))
+            rows = [client.rows() for client in clients]
             daemon.start()
-            for drawer, had in zip(drawers, rows, strict=True):
-                wait_until(lambda one=drawer, had=had: one.rows() > had, "each client served")  # type: ignore[misc]
+            for client, had in zip(clients, rows, strict=True):
+                wait_until(lambda one=client, had=had: one.rows() > had, "each client served")  # type: ignore[misc]
     finally:
         daemon.kill()
-        for drawer in drawers:
-            drawer.kill()
-    ledger.check_unique([drawer.runs() for drawer in drawers], at_least=100_000)
+        for client in clients:
+            client.kill()
+    ledger.check_unique([client.runs() for client in clients], at_least=100_000)
 
 
 @pytest.fixture(scope="module")

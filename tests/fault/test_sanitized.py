@@ -17,7 +17,7 @@ import pytest
 from tests.support import ledger
 from tests.support.crowd import ids_of_a_crowd
 from tests.support.daemon import ROOT, Daemon, short_directory, wait_until
-from tests.support.drawer import drawers
+from tests.support.load_client import load_clients
 from tools import mutate
 
 SANITIZE = "-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer"
@@ -105,7 +105,7 @@ def test_a_sanitized_daemon_finds_nothing(rng: random.Random, effort: float) -> 
         with Daemon(directory, coordinators=2, prefix=prefix) as daemon:
             pids = daemon.worker_pids()
             assert all(f"{tree}/pharaohd/_core" in Path(f"/proc/{pid}/maps").read_text() for pid in pids.values())
-            with drawers(daemon.socket, directory, ("ring", "single", "socket", "strict")) as clients:
+            with load_clients(daemon.socket, directory, ("ring", "single", "socket", "strict")) as clients:
                 for client in clients:
                     client.wait_drawing()
                 end = time.monotonic() + SPAN_S * effort

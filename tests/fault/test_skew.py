@@ -22,7 +22,7 @@ import libpharaoh
 from libpharaoh import Client, Layout, compose, parse
 from libpharaoh.errors import AfterTooFarError
 from tests.support.daemon import Daemon
-from tests.support.drawer import KEYED_METHODS
+from tests.support.load_client import KEYED_METHODS
 from tests.support.wire import Wire
 
 COORDINATORS = 3

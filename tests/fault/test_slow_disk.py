@@ -13,7 +13,7 @@ import pytest
 
 from tests.support import ledger, loopfs, throttle
 from tests.support.daemon import Daemon, Settings, wait_until
-from tests.support.drawer import Drawer, drawers
+from tests.support.load_client import LoadClient, load_clients
 from tests.support.loopfs import LoopFs, loop_fs
 
 pytestmark = [
@@ -37,50 +37,50 @@ SYNCS = 2 * THREE
 @contextmanager
 def scene(
     directory: Path, coordinators: int = 1, options: tuple[str, ...] = ()
-) -> Iterator[tuple[LoopFs, Daemon, list[Drawer]]]:
+) -> Iterator[tuple[LoopFs, Daemon, list[LoadClient]]]:
     """A daemon on a file system of its own, and clients of each coordinator that draw all the time."""
     with loop_fs(directory, 64, options) as file_system:
         state_dir = file_system.mount_point / "state"
         daemon = Daemon(directory, coordinators=coordinators, state_dir=state_dir, settings=SETTINGS)
         try:
             with daemon, contextlib.ExitStack() as held:
-                drawn: list[Drawer] = []
+                drawn: list[LoadClient] = []
                 for number, kind in enumerate(KINDS):
                     (directory / kind).mkdir()
                     socket = daemon.own_socket(number % coordinators)
-                    drawn += held.enter_context(drawers(socket, directory / kind, [kind], batch=64))
-                for drawer in drawn:
-                    drawer.wait_drawing()
+                    drawn += held.enter_context(load_clients(socket, directory / kind, [kind], batch=64))
+                for client in drawn:
+                    client.wait_drawing()
                 try:
                     yield file_system, daemon, drawn
                 finally:
                     file_system.thaw()
-                for drawer in drawn:
-                    drawer.kill()
+                for client in drawn:
+                    client.kill()
                 check_ledgers(drawn)
         finally:
             file_system.thaw()
 
 
-def check_ledgers(drawn: Sequence[Drawer]) -> None:
-    runs = [drawer.runs() for drawer in drawn]
+def check_ledgers(drawn: Sequence[LoadClient]) -> None:
+    runs = [client.runs() for client in drawn]
     count = ledger.check_unique(runs, at_least=10_000)
     for one in runs:
         ledger.check_rising(one)
     print(f"{count} ids, none twice")
 
 
-def pulse(file_system: LoopFs, daemon: Daemon, drawn: Sequence[Drawer]) -> list[bool]:
+def pulse(file_system: LoopFs, daemon: Daemon, drawn: Sequence[LoadClient]) -> list[bool]:
     """The disk hangs for a while, then ends a sync. Returns whether each client got something in the last half."""
     syncs = daemon.worker(0).syncs
     file_system.freeze()
     try:
         time.sleep(PULSE_S / 2)
-        rows = [drawer.rows() for drawer in drawn]
-        counts = [drawer.mark() for drawer in drawn]
+        rows = [client.rows() for client in drawn]
+        counts = [client.mark() for client in drawn]
         time.sleep(PULSE_S / 2)
         gone_on = [
-            drawer.rows() > row or drawer.mark() != mark for drawer, row, mark in zip(drawn, rows, counts, strict=True)
+            client.rows() > row or client.mark() != mark for client, row, mark in zip(drawn, rows, counts, strict=True)
         ]
     finally:
         file_system.thaw()
@@ -113,9 +113,9 @@ def test_few_writes_a_second(directory: Path, effort: float) -> None:
         if max(worker.sync_ns_max for worker in daemon.workers()) < SLOW_NS:
             pytest.skip("the block controller does not slow this disk down")
         for _ in range(max(1, round(2 * effort))):
-            marks = [drawer.mark() for drawer in drawn]
+            marks = [client.mark() for client in drawn]
             assert stalls_during(daemon, SYNCS) == 0, "an id waited for a sync"
-            assert all(drawer.mark() != mark for drawer, mark in zip(drawn, marks, strict=True))
+            assert all(client.mark() != mark for client, mark in zip(drawn, marks, strict=True))
         syncs_s = [round(worker.sync_ns_last / 1e9, 1) for worker in daemon.workers()]
         print(f"syncs of {syncs_s} s, stalls at first {[worker.stalls for worker in daemon.workers()]}")
 

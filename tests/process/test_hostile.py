@@ -28,8 +28,8 @@ from libpharaoh._framing import ReplyDecoder, encode_request
 from libpharaoh._socket import Connection
 from pharaohd.settings import COORDINATORS_MAX
 from tests.support.daemon import Daemon, short_directory, wait_until
-from tests.support.drawer import drawers
 from tests.support.ledger import check_real_time_order, check_rising, check_unique, count_of
+from tests.support.load_client import load_clients
 from tests.support.rawring import ELSEWHERE, REFUSED, RawRing
 
 BAD_FRAMES: list[dict[str, Any]] = tomllib.loads(Path(__file__).with_name("bad_frames.toml").read_text())["frame"]
@@ -91,7 +91,7 @@ def victims(daemon: Daemon) -> Iterator[Callable[[], None]]:
     """
     with (
         short_directory() as directory,
-        drawers(daemon.socket, directory, ("single", "socket", "strict"), batch=8) as clients,
+        load_clients(daemon.socket, directory, ("single", "socket", "strict"), batch=8) as clients,
     ):
         for client in clients:
             client.wait_drawing()

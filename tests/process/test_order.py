@@ -20,8 +20,8 @@ import pytest
 
 from tests.support import ledger
 from tests.support.daemon import Daemon, wait_until
-from tests.support.drawer import drawers
 from tests.support.host import LAYOUT, coordinator_of, impatient, pidfd_of_worker
+from tests.support.load_client import load_clients
 from tests.support.turns import KEYLESS, Turns, stream_now, turns
 
 COORDINATORS = 4
@@ -199,6 +199,6 @@ def check_full_rate(daemon: Daemon, directory: Path) -> None:
     """A second of host time, in parts, of which a ring gives all ids: what nobody was awake to take does not count."""
     place = directory / "after"
     place.mkdir()
-    with drawers(daemon.own_socket(1), place, ["ring"], batch=8192) as [drawer]:
-        wait_until(lambda: len(list(full_spans(per_ms(drawer.runs())))) >= 1000 // SPAN_MS, "98 % of the id space", 60)
-    ledger.check_unique([drawer.runs()], at_least=1000)
+    with load_clients(daemon.own_socket(1), place, ["ring"], batch=8192) as [client]:
+        wait_until(lambda: len(list(full_spans(per_ms(client.runs())))) >= 1000 // SPAN_MS, "98 % of the id space", 60)
+    ledger.check_unique([client.runs()], at_least=1000)

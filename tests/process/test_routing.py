@@ -32,8 +32,8 @@ from libpharaoh.errors import (
 )
 from pharaohd.stats import WorkerState
 from tests.support.daemon import Daemon, Settings, short_directory, wait_until
-from tests.support.drawer import KEYED_METHODS, Drawer, drawers
 from tests.support.ledger import check_real_time_order, check_unique, tick_of
+from tests.support.load_client import KEYED_METHODS, LoadClient, load_clients
 from tests.support.wire import Request, Wire
 
 COORDINATORS = 4
@@ -309,12 +309,12 @@ def test_a_stopped_worker_s_ids_come_by_a_sibling_s_ring(patient: Daemon) -> Non
 def test_a_worker_that_ends_while_its_siblings_issue_for_it(directory: Path, effort: float) -> None:
     """F26: it writes down exactly where it stands, and no sibling goes on from there until it is back."""
     with Daemon(directory, coordinators=2) as daemon, contextlib.ExitStack() as held:
-        drawn: list[Drawer] = []
+        drawn: list[LoadClient] = []
         for number in (0, 0, 1):
             (place := directory / f"drawer {len(drawn)}").mkdir()
-            drawn += held.enter_context(drawers(daemon.own_socket(number), place, ["one-key"]))
-        for drawer in drawn:
-            drawer.wait_drawing()
+            drawn += held.enter_context(load_clients(daemon.own_socket(number), place, ["one-key"]))
+        for load_client in drawn:
+            load_client.wait_drawing()
         owner = libpharaoh.coordinator_for("orders", 2)
         for _ in range(max(3, round(20 * effort))):
             worker = daemon.worker(owner)
@@ -322,9 +322,9 @@ def test_a_worker_that_ends_while_its_siblings_issue_for_it(directory: Path, eff
             wait_until(lambda before=worker: daemon.worker(owner).restart_count > before.restart_count, "a successor")  # type: ignore[misc]
             daemon.wait_live()
             time.sleep(0.05)
-        for drawer in drawn:
-            drawer.kill()
-        runs = [drawer.runs() for drawer in drawn]
+        for load_client in drawn:
+            load_client.kill()
+        runs = [load_client.runs() for load_client in drawn]
     assert check_unique(runs, at_least=1000) > 0
     assert check_real_time_order(runs) > 0
 

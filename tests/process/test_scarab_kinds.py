@@ -19,8 +19,8 @@ from libpharaoh.scarab import ID_MAX
 from tests.support.arena import Arena
 from tests.support.crowd import ids_of_a_crowd
 from tests.support.daemon import Daemon, short_directory
-from tests.support.drawer import KEYED_METHODS, drawers
 from tests.support.ledger import Run, check_real_time_order, check_rising, check_unique, pieces, read, tick_of
+from tests.support.load_client import KEYED_METHODS, load_clients
 from tests.support.wire import Wire
 
 LAYOUT = Layout()
@@ -38,7 +38,7 @@ def test_kinds_over_kills(directory: Path, rng: random.Random, effort: float) ->
     """
     with (
         Daemon(directory, coordinators=3) as daemon,
-        drawers(daemon.socket, directory, ("keyed", "keyed-socket") * 4) as clients,
+        load_clients(daemon.socket, directory, ("keyed", "keyed-socket") * 4) as clients,
     ):
         paths = Arena(daemon, clients).endure(max(1, round(effort)), rng)
     ledgers = [read(path) for path in paths]
@@ -55,7 +55,7 @@ def test_one_order_over_kills(directory: Path, rng: random.Random, effort: float
     """
     with (
         Daemon(directory, coordinators=3) as daemon,
-        drawers(daemon.socket, directory, kinds * (6 // len(kinds))) as clients,
+        load_clients(daemon.socket, directory, kinds * (6 // len(kinds))) as clients,
     ):
         paths = Arena(daemon, clients).endure(max(1, round(effort)), rng)
     ledgers = [read(path) for path in paths]

@@ -23,8 +23,8 @@ import libpharaoh
 from libpharaoh import Layout, parse
 from tests.support.arena import Arena
 from tests.support.daemon import ROOT, Daemon, wait_until
-from tests.support.drawer import drawers
 from tests.support.ledger import Run, check_real_time_order, check_rising, check_unique, pieces, read
+from tests.support.load_client import load_clients
 
 KINDS = ("ring", "single", "socket", "strict", "ring", "single", "socket", "strict")
 
@@ -33,7 +33,7 @@ def test_unique_over_kills(directory: Path, rng: random.Random, effort: float) -
     """F10, F11, F12, F25, F26: clients, workers, supervisors are killed and paused; eight processes go on drawing."""
     with (
         Daemon(directory, coordinators=2) as daemon,
-        drawers(daemon.socket, directory, KINDS, batch=64) as clients,
+        load_clients(daemon.socket, directory, KINDS, batch=64) as clients,
     ):
         paths = Arena(daemon, clients).endure(max(1, round(2 * effort)), rng)
     ledgers = [read(path) for path in paths]
@@ -53,7 +53,7 @@ def test_worker_killed_in_the_middle_of_a_push(
     kills = max(5, min(8, round(5 * effort)))
     with (
         Daemon(directory, coordinators=1) as daemon,
-        drawers(daemon.socket, directory, ("ring", "ring"), batch=4096) as clients,
+        load_clients(daemon.socket, directory, ("ring", "ring"), batch=4096) as clients,
     ):
         arena = Arena(daemon, clients)
         for _ in range(kills):
@@ -135,7 +135,7 @@ def test_age_of_ring_ids(directory: Path, effort: float) -> None:
 CALLER = """
 import itertools, sys, time
 import libpharaoh
-from tests.support.drawer import KEYED_METHODS
+from tests.support.load_client import KEYED_METHODS
 from tests.support.ledger import Ledger
 methods = itertools.cycle(KEYED_METHODS)
 path, ledger_path, what, rings, calls = sys.argv[1:]

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from libpharaoh import aio
-from libpharaoh._session import PATIENCE_SECONDS
+from libpharaoh._session import ATTEMPT_SECONDS
 from libpharaoh.errors import (
     ClientClosedError,
     ConnectFailedError,
@@ -39,8 +39,8 @@ def hurried() -> None:
 def _unhurried(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """The others ask for things in a certain order, which a busy machine is not to change."""
     if "hurried" not in request.fixturenames:
-        monkeypatch.setattr("libpharaoh._session.PATIENCE_SECONDS", 0.5)
-        monkeypatch.setattr("libpharaoh.aio.PATIENCE_SECONDS", 0.5)
+        monkeypatch.setattr("libpharaoh._session.ATTEMPT_SECONDS", 0.5)
+        monkeypatch.setattr("libpharaoh.aio.ATTEMPT_SECONDS", 0.5)
 
 
 @pytest.fixture
@@ -252,7 +252,7 @@ def test_a_worker_that_stands_still_is_left_for_another(plain: FakeDaemon) -> No
 
     async def scenario(client: aio.AsyncClient) -> None:
         last = await client.next_id()
-        await asyncio.sleep(2 * PATIENCE_SECONDS)
+        await asyncio.sleep(2 * ATTEMPT_SECONDS)
         plain.standing_still.add(0)
         assert await client.assign_offset("p") == 0
         assert await client.next_id() > last

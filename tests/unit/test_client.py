@@ -20,7 +20,7 @@ import pytest
 import libpharaoh
 from libpharaoh import Client, parse
 from libpharaoh._ring import Ring
-from libpharaoh._session import PATIENCE_SECONDS, Turn
+from libpharaoh._session import ATTEMPT_SECONDS, TimeBudget
 from libpharaoh.errors import (
     AfterTooFarError,
     CeilingStalledError,
@@ -57,7 +57,7 @@ def hurried() -> None:
 def _unhurried(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """The others ask for things in a certain order, which a busy machine is not to change."""
     if "hurried" not in request.fixturenames:
-        monkeypatch.setattr("libpharaoh._session.PATIENCE_SECONDS", 0.5)
+        monkeypatch.setattr("libpharaoh._session.ATTEMPT_SECONDS", 0.5)
 
 
 @pytest.fixture
@@ -744,7 +744,7 @@ def test_a_worker_that_stands_still_is_left_for_another(tmp_path: Path, rings: b
     with FakeDaemon(tmp_path, rings=rings) as daemon, libpharaoh.connect(daemon.path, timeout=3) as client:
         last = client.next_id()
         client.get_timestamp(KEY_OF_0)
-        time.sleep(2 * PATIENCE_SECONDS)  # so that it is not known any more who lives
+        time.sleep(2 * ATTEMPT_SECONDS)  # so that it is not known any more who lives
         daemon.standing_still.add(0)
         for _ in range(3 * GRANT_IDS if method == "next_id" else 3):
             getattr(client, method)(*arguments)
@@ -774,13 +774,13 @@ def test_a_dense_request_has_patience(plain: FakeDaemon) -> None:
     """F35: a slow disk is no reason to ask again. But it goes to a worker that has just answered something else."""
 
     def answer_late(params: list[Any]) -> object:
-        time.sleep(4 * PATIENCE_SECONDS)
+        time.sleep(4 * ATTEMPT_SECONDS)
         return plain.memory.serve("assign_offset", params)
 
     with libpharaoh.connect(plain.path, timeout=30) as client:
         plain.behaviours["assign_offset"].append(answer_late)
         assert client.assign_offset("p") == 0
-        time.sleep(2 * PATIENCE_SECONDS)
+        time.sleep(2 * ATTEMPT_SECONDS)
         plain.standing_still.add(0)
         assert client.assign_offset("p") == 1
         assert [number for number, method, _ in plain.requests if method == "assign_offset"] == [0, 1]
@@ -1067,7 +1067,7 @@ def test_an_id_from_elsewhere_while_a_ring_is_attached(ringed: FakeDaemon, monke
         ringed.hang_up()
         session._drop_main()
         monkeypatch.setattr(Ring, "attach", attach_and_note)
-        ring = session._attached(Turn(time.monotonic() + 30, 30.0))
+        ring = session._attached(TimeBudget(time.monotonic() + 30, 30.0))
         assert ring is not None
         ring.wait(50_000_000)
         assert session.pop() == 0

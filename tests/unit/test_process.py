@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from libpharaoh.errors import InternalError, NetworkFileSystemError
-from pharaohd import premises, process
+from pharaohd import process, resources
 
 
 def child_of(run: Callable[[], int], keep: tuple[int, ...] = ()) -> process.Child:
@@ -149,10 +149,10 @@ def test_network_file_systems_are_refused(tmp_path: Path, name: str, monkeypatch
     """F25: their locks and syncs cannot be relied on."""
     monkeypatch.setattr(process, "file_system_type", lambda _path: name)
     with pytest.raises(NetworkFileSystemError, match=name):
-        premises.check_state_dir(str(tmp_path))
+        resources.check_state_dir(str(tmp_path))
 
 
 def test_local_file_systems_are_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("ext4", "xfs", "btrfs", "zfs", "tmpfs", "overlay", ""):
         monkeypatch.setattr(process, "file_system_type", lambda _path, name=name: name)
-        premises.check_state_dir(str(tmp_path))
+        resources.check_state_dir(str(tmp_path))

@@ -1,6 +1,6 @@
 """A client process that draws ids at full tilt into a ledger, through restarts of the daemon, until it is killed.
 
-    python -m tests.support.drawer SOCKET LEDGER KIND [BATCH]
+    python -m tests.support.load_client SOCKET LEDGER KIND [BATCH]
 
 KIND: ring (next_ids from shared memory), single (next_id), socket (next_ids over the socket), strict (get_timestamp),
 keyed (timestamps, transactions, sessions and events of many keys, in turn), keyed-socket (these over the socket),
@@ -76,7 +76,7 @@ def main(path: str, ledger_path: str, kind: str, batch: int) -> None:
             print("drawing", flush=True)
 
 
-class Drawer:
+class LoadClient:
     """The handle of one such process."""
 
     def __init__(self, socket: str, ledger: Path, kind: str, batch: int = 256) -> None:
@@ -85,7 +85,7 @@ class Drawer:
         self.kind = kind
         self.batch = batch
         self.timed = kind in TIMED
-        command = [sys.executable, "-m", "tests.support.drawer", socket, str(ledger), kind, str(batch)]
+        command = [sys.executable, "-m", "tests.support.load_client", socket, str(ledger), kind, str(batch)]
         self.process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
 
     @property
@@ -106,10 +106,10 @@ class Drawer:
         """Another one later means that ids were received meanwhile."""
         return read(self.ledger, max(0, self.rows() - 1))[-1:]
 
-    def successor(self) -> Drawer:
+    def successor(self) -> LoadClient:
         """Kills this one by SIGKILL; another one in its place, with a ledger of its own."""
         self.kill()
-        return Drawer(self.socket, self.ledger.with_name(f"{self.ledger.name}+"), self.kind, self.batch)
+        return LoadClient(self.socket, self.ledger.with_name(f"{self.ledger.name}+"), self.kind, self.batch)
 
     def wait_drawing(self) -> None:
         assert self.process.stdout is not None
@@ -123,17 +123,17 @@ class Drawer:
 
 
 @contextlib.contextmanager
-def drawers(socket: str, directory: Path, kinds: Sequence[str], batch: int = 256) -> Iterator[list[Drawer]]:
+def load_clients(socket: str, directory: Path, kinds: Sequence[str], batch: int = 256) -> Iterator[list[LoadClient]]:
     """One process per kind, with ledgers in `directory`; killed at the end."""
-    started: list[Drawer] = []
+    started: list[LoadClient] = []
     try:
         started += [
-            Drawer(socket, directory / f"ledger-{number}-{kind}", kind, batch) for number, kind in enumerate(kinds)
+            LoadClient(socket, directory / f"ledger-{number}-{kind}", kind, batch) for number, kind in enumerate(kinds)
         ]
         yield started
     finally:
-        for drawer in started:
-            drawer.kill()
+        for load_client in started:
+            load_client.kill()
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ NETWORK_FILE_SYSTEMS |= {
 }
 
 
-class Premises:
+class HostResources:
     """Taken on entry, given back on exit: a context manager. Entering raises StartError subclasses."""
 
     def __init__(self, settings: Settings, *, may_be_new: bool) -> None:
