@@ -228,6 +228,17 @@ class Session(Source):
         """As `_runs_once`, with the lock and the retries."""
         return self.slowly(lambda budget: self._runs_once(count, budget))
 
+    def one_more(self, deadline: float) -> int:
+        """One id, by `deadline` at the latest: for a call that has waited elsewhere before."""
+
+        def attempt() -> int:
+            if self.closed:
+                raise ClientClosedError
+            runs = self.retry(min(deadline, self.deadline), lambda budget: self._runs_once(1, budget))
+            return runs[0][0]
+
+        return self.locked(attempt)
+
     def _await_grant(self, ring: Ring) -> int:
         """An id from an empty ring, or 0 when none came within about 50 ms."""
         if self._behind:

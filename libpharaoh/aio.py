@@ -72,7 +72,8 @@ class AsyncClient(AsyncMethods):
     ...     ids = await client.next_ids(100)
     """
 
-    _pipeline: _Pipeline | None
+    _pipelines: list[_Pipeline]
+    """New requests go over the last one. Those before it are broken; some of their requests may still be answered."""
 
     def __init__(self, session: Session, name: str, timeout: float) -> None:
         self._session, self._name, self._timeout = session, name, timeout
@@ -91,8 +92,16 @@ class AsyncClient(AsyncMethods):
             return id
         if not self._session.ring_may_be_had():
             return (await self._retry(partial(self._runs_once, 1)))[0][0]
-        async with self._turn:  # one waits for the ring, the others then find it filled
-            return self._session.pop() or await _in_thread(self._blocking.next_id)
+        deadline = time.monotonic() + self._timeout
+        try:
+            async with asyncio.timeout(self._timeout):
+                await self._turn.acquire()  # one waits for the ring, the others then find it filled
+        except TimeoutError:
+            raise TimedOutError("next_id: others wait for the ring") from None
+        try:
+            return self._session.pop() or await _in_thread(partial(self._session.one_more, deadline))
+        finally:
+            self._turn.release()
 
     async def next_ids(self, n: int) -> array.array[int]:
         """As `Client.next_ids`.
@@ -178,9 +187,10 @@ class AsyncClient(AsyncMethods):
 
         >>> await client.close()                    # doctest: +SKIP
         """
-        pipeline, self._pipeline = self._pipeline, None
-        if pipeline is not None:
+        self._session.closed = True  # no new pipeline from here on
+        for pipeline in self._pipelines:
             await pipeline.close(ClientClosedError())
+        self._pipelines = []
         await _in_thread(self._session.close)
 
     async def __aenter__(self) -> Self:
@@ -196,12 +206,12 @@ class AsyncClient(AsyncMethods):
 
     def abandon(self) -> None:
         """In a forked child: lets go of the parent's connection; the session does the same for its own."""
-        if self._pipeline is not None:
-            self._pipeline.abandon()
+        for pipeline in self._pipelines:
+            pipeline.abandon()
         self._start_anew()
 
     def _start_anew(self) -> None:
-        self._pipeline = None
+        self._pipelines = []
         self._connecting = asyncio.Lock()
         self._turn = asyncio.Lock()
 
@@ -263,9 +273,10 @@ class AsyncClient(AsyncMethods):
         async with self._connecting:
             if self._session.closed:
                 raise ClientClosedError
-            if self._pipeline is None or self._pipeline.broken is not None:
-                self._pipeline = await self._pipeline_to_somebody(budget.deadline)
-            return self._pipeline
+            if not self._pipelines or self._pipelines[-1].broken is not None:
+                anew = await self._pipeline_to_somebody(budget.deadline)
+                self._pipelines = [*(one for one in self._pipelines if one.is_open), anew]
+            return self._pipelines[-1]
 
     async def _pipeline_to_somebody(self, deadline: float) -> _Pipeline:
         endpoints = self._session.endpoints
@@ -327,6 +338,11 @@ class _Pipeline:
     def allow(self, in_flight: int) -> None:
         """How many requests may be under way at once, from now on; hello alone before."""
         self._slots = asyncio.Semaphore(in_flight)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it holds its connection still."""
+        return not self._writer.is_closing()
 
     async def request(self, method: str, params: list[Any], budget: TimeBudget) -> Any:
         """One exchange. Its late reply is dropped when it was cancelled or its time was over."""

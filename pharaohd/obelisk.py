@@ -288,6 +288,14 @@ def differences(found: Identity, expected: Identity) -> Iterator[str]:
         yield f"its modulus is {found.modulus}; cluster.coordinators is {expected.modulus}"
 
 
+def is_file_of(path: str | Path, descriptor: int) -> bool:
+    """Whether the path still names the file that was opened."""
+    try:
+        return os.path.samestat(os.stat(path, follow_symlinks=False), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
 @contextlib.contextmanager
 def exclusively(path: str | Path) -> Iterator[None]:
     """Nobody serves this file meanwhile. Raises AlreadyRunningError. A missing file is nobody's."""
@@ -298,6 +306,8 @@ def exclusively(path: str | Path) -> Iterator[None]:
         return
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not is_file_of(path, descriptor):
+            raise AlreadyRunningError(f"{path} was replaced in this moment")
         yield
     except BlockingIOError as error:
         raise AlreadyRunningError(f"{path} is locked") from error

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -287,11 +288,17 @@ def raw_record(record: Record) -> Any:
 
 
 def put_away_counters(path: str) -> None:
-    """Puts the journal of counters beside an Obelisk out of the way: its counters start anew."""
+    """Puts the journal of counters beside an Obelisk out of the way: its counters start anew. None is overwritten."""
     journal = obelisk.counters_beside(path)
     for file in (journal, journal.with_name(f"{journal.name}.next")):
         with contextlib.suppress(FileNotFoundError):
-            file.rename(file.with_name(f"{file.name}.dropped"))
+            file.rename(unused(file.with_name(f"{file.name}.dropped")))
+
+
+def unused(path: Path) -> Path:
+    """This one, or the first of `path.2`, `path.3` ... that does not exist: what was put away before stays."""
+    names = itertools.chain([path], (path.with_name(f"{path.name}.{number}") for number in itertools.count(2)))
+    return next(one for one in names if not one.exists())
 
 
 def check_bump(report: ObeliskReport, identity: Identity, create_missing: bool) -> None:

@@ -420,7 +420,7 @@ class Supervisor:
         for child in self._running.values():
             assert child.run is not None
             child.run.handle.send(signal.SIGKILL)
-            child.run.handle.reap()
+            child.slot.exit_code = child.run.handle.reap()
 
     def _reload(self) -> None:
         if self._serving:

@@ -87,6 +87,8 @@ class Worker:
             data = self._control.recv(65_536, socket.MSG_DONTWAIT)
         except BlockingIOError:
             return False
+        except OSError:  # the supervisor died and left unread what this worker had said
+            return True
         *lines, self._inbox = (self._inbox + data).split(b"\n")
         orders = [json.loads(line) for line in lines]
         for order in orders:

@@ -54,11 +54,15 @@ static PyObject *ring_new(PyTypeObject *type, PyObject *arguments, PyObject *key
     }
     PyObject *self = PyType_GenericAlloc(type, 0);
     int fds[3];
-    if (self == NULL || ph_py_descriptors_take(descriptors, fds) != 0) {
-        Py_XDECREF(self);
+    if (self == NULL) {
         return NULL;
     }
     struct ph_py_ring *ring = ring_of(self);
+    ring->doorbell_fd = -1; /* before anything can fail: 0 is a descriptor too */
+    if (ph_py_descriptors_take(descriptors, fds) != 0) {
+        Py_DECREF(self);
+        return NULL;
+    }
     ring->handle = ph_ring_open(fds[0], fds[1], fds[2], skew_ns, age_ns);
     int error = errno;
     close(fds[0]);

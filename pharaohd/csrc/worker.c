@@ -125,9 +125,10 @@ struct ph_worker *ph_worker_open(const struct ph_worker_config *config, struct p
     if (open_tally(worker, fault) != 0) {
         return NULL;
     }
-    if (ph_syncer_start(&worker->syncer, &worker->obelisk, &config->host_page->positions[config->identity.coordinator],
-                        worker->sync_events.source.fd) != 0) {
-        ph_fault_set(fault, PH_ERR_INTERNAL, "starting to serve: %s", strerror(errno));
+    struct ph_position *position = &config->host_page->positions[config->identity.coordinator];
+    int error = ph_syncer_start(&worker->syncer, &worker->obelisk, position, worker->sync_events.source.fd);
+    if (error != 0) {
+        ph_fault_set(fault, PH_ERR_INTERNAL, "starting to serve: %s", strerror(error));
         return NULL;
     }
     return worker;

@@ -754,6 +754,9 @@ static void test_another_journal_is_refused(void) {
     REQUIRE(unlink(disk.path[DISK_BASE]) == 0);
     expect_refusal(PH_ERR_COUNTERS_MISSING);
     known_id = known_batch = 0;
+    config.path = "/dev/null/cannot be looked up"; /* unknown is not absent */
+    expect_refusal(PH_ERR_STATE_DIR_UNUSABLE);
+    config.path = disk.path[DISK_BASE];
     REQUIRE(open_dense() == 0 && tally.batches == NULL);
 }
 

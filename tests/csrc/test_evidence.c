@@ -83,6 +83,8 @@ static void test_the_page_s_time_is_evidence(void) {
     CHECK_EQ_U64(started_with(&known).host_ns, AT(80000 + 990));
     known.page_is_own = 0; /* a copy of it too */
     CHECK_EQ_U64(started_with(&known).host_ns, AT(80000 + 990));
+    with_page(&known, 80000, 30000, 101); /* of another time namespace: what it says of host time holds */
+    CHECK_EQ_U64(started_with(&known).host_ns, AT(80000));
 }
 
 static void test_an_unreadable_future_sample_is_of_no_boot(void) {

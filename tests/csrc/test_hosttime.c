@@ -98,6 +98,39 @@ static void test_a_jump_is_followed_once_accepted_by_whoever_reads_next(void) {
 }
 
 /* A jump of 3 s for each of 200 steps is followed, as the bound allows; a strobing clock adds nothing up. */
+static int torn_readings; /* so many readings from now on are cut in two by a pause */
+
+static void read_torn(void *context, int64_t *realtime, int64_t *boottime) {
+    read_fake(context, realtime, boottime);
+    if (torn_readings > 0) {
+        torn_readings--;
+        boottime_ns += 40 * MS;
+        realtime_ns += 40 * MS;
+        *boottime = boottime_ns;
+    }
+}
+
+/* Who loses the processor between the two clocks sees no step, and host time does not lead the wall clock for it. */
+static void test_a_reading_that_is_cut_in_two_is_repeated(void) {
+    start_at(T0);
+    struct ph_host_clock clock = clock_of(0);
+    clock.source.read = read_torn;
+    ph_host_clock_read(&clock);
+    for (int i = 0; i < 20; i++) {
+        boottime_ns += 3 * MS;
+        realtime_ns += 3 * MS;
+        torn_readings = i % 3;
+        int64_t host_ns = ph_host_clock_read(&clock); /* moves the clocks on while it is cut */
+        CHECK_EQ_U64(host_ns, realtime_ns);
+        CHECK_EQ_U64(clock.ahead_ns, 0);
+    }
+    CHECK_EQ_U64(clock.steps_back, 0);
+    boottime_ns += 3 * MS;
+    realtime_ns -= 500 * MS;
+    ph_host_clock_read(&clock);
+    CHECK_EQ_U64(clock.steps_back, 1); /* a step is one */
+}
+
 static void test_strobing_clocks(void) {
     start_at(T0);
     struct ph_host_clock clock = clock_of(0);
@@ -216,6 +249,7 @@ int main(void) {
     RUN(test_a_step_back_is_gone_through_more_slowly);
     RUN(test_a_jump_is_not_followed);
     RUN(test_a_jump_is_followed_once_accepted_by_whoever_reads_next);
+    RUN(test_a_reading_that_is_cut_in_two_is_repeated);
     RUN(test_strobing_clocks);
     RUN(test_siblings_share_one_time);
     RUN(test_a_writer_that_dies_is_not_seen);

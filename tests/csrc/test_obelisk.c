@@ -15,6 +15,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include "base/crc.h"
@@ -521,6 +522,21 @@ static void test_one_owner(void) {
     ph_obelisk_close(&second);
 }
 
+/* What is short now may be there later: no reason to give a coordinator up for good. */
+static void test_a_shortage_is_told_from_a_directory_that_is_not_usable(void) {
+    struct ph_obelisk obelisk;
+    struct ph_fault fault;
+    struct rlimit limit, none = {0, 0};
+    REQUIRE(getrlimit(RLIMIT_NOFILE, &limit) == 0);
+    none.rlim_max = limit.rlim_max;
+    REQUIRE(setrlimit(RLIMIT_NOFILE, &none) == 0);
+    int code = ph_obelisk_open(&obelisk, path, PH_OBELISK_OWN, &fault);
+    REQUIRE(setrlimit(RLIMIT_NOFILE, &limit) == 0);
+    CHECK_EQ_U64(code, PH_ERR_INTERNAL);
+    CHECK(ph_error_info(code)->retryable);
+    CHECK_EQ_U64(ph_obelisk_open(&obelisk, "/dev/null/x", PH_OBELISK_OWN, &fault), PH_ERR_STATE_DIR_UNUSABLE);
+}
+
 static void test_identity_is_compared(void) {
     struct ph_fault fault;
     make_fresh();
@@ -566,6 +582,7 @@ int main(int argc, char **argv) {
     RUN(test_random_lives);
     RUN(test_a_path_that_changes_is_noticed);
     RUN(test_one_owner);
+    RUN(test_a_shortage_is_told_from_a_directory_that_is_not_usable);
     RUN(test_identity_is_compared);
     unlink(path);
     unlink(other_path);

@@ -21,6 +21,7 @@ from libpharaoh.errors import (
     ConnectFailedError,
     ConnectionLostError,
     InvalidArgumentError,
+    PharaohError,
     ProtocolViolationError,
     TimedOutError,
     UnavailableError,
@@ -316,6 +317,56 @@ def test_a_daemon_that_went_away(plain: FakeDaemon) -> None:
         await client.ping()
 
     play(plain, scenario, rings=False, timeout=0.2)
+
+
+def test_tasks_that_wait_for_a_ring_have_one_timeout_each(ringed: FakeDaemon) -> None:
+    """F12: not one after the other: the last of many is told as soon as the first."""
+
+    async def failing(client: aio.AsyncClient) -> float:
+        began = time.monotonic()
+        with pytest.raises(PharaohError):
+            await client.next_id()
+        return time.monotonic() - began
+
+    async def main() -> None:
+        client = await aio.connect(ringed.path, timeout=0.5)
+        ringed.stop()
+        while client._session.pop():
+            pass
+        alone_s = await failing(client)
+        together_s = await asyncio.gather(*(failing(client) for _ in range(6)))
+        assert max(together_s) < 3 * alone_s
+        await client.close()
+
+    asyncio.run(main())
+
+
+def test_requests_on_a_connection_that_was_given_up_end_with_the_client(plain: FakeDaemon) -> None:
+    """A dense request has more patience than the one that made its connection be given up: close ends it too."""
+    go_on = threading.Event()
+
+    def never(_: list[Any]) -> int:
+        go_on.wait(30)
+        return 0
+
+    async def main() -> None:
+        client = await aio.connect(plain.path, rings=False, timeout=20)
+        await client.ping()
+        plain.behaviours["assign_offset"].append(never)
+        dense = asyncio.create_task(client.assign_offset("p"))
+        while not any(method == "assign_offset" for _, method, _ in plain.requests):
+            await asyncio.sleep(0.01)
+        client._pipelines[-1].broken = TimedOutError()
+        await client.ping()
+        assert len(client._pipelines) == 2
+        await client.close()
+        with pytest.raises(ClientClosedError):
+            await dense
+
+    try:
+        asyncio.run(main())
+    finally:
+        go_on.set()
 
 
 def test_close(ringed: FakeDaemon) -> None:

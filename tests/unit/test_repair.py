@@ -446,3 +446,23 @@ def test_counters_are_put_away_only_by_a_repair_that_is_done(host: Host) -> None
     repair.bump(host.settings, 1, ClockOk(), drop_counters=True)
     assert not journal.exists()
     assert journal.with_name(f"{journal.name}.dropped").read_bytes() == b"damaged"
+    journal.write_bytes(b"begun anew, and lost again")
+    repair.bump(host.settings, 1, ClockOk(), drop_counters=True)
+    assert journal.with_name(f"{journal.name}.dropped").read_bytes() == b"damaged", "what was put away before"
+    assert journal.with_name(f"{journal.name}.dropped.2").read_bytes() == b"begun anew, and lost again"
+
+
+def test_a_file_that_is_replaced_while_it_is_locked_is_left_alone(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """F25: whoever replaced it may serve the new one; the lock is of the old one."""
+    path = host.path(1)
+    flock = fcntl.flock
+
+    def replace_first(descriptor: int, how: int) -> None:
+        other = path.with_suffix(".other")
+        other.write_bytes(path.read_bytes())
+        other.rename(path)
+        flock(descriptor, how)
+
+    monkeypatch.setattr(obelisk.fcntl, "flock", replace_first)
+    with pytest.raises(AlreadyRunningError, match="replaced"), obelisk.exclusively(path):
+        pass

@@ -54,12 +54,6 @@ static uint32_t batch_crc(const uint8_t *batch, uint32_t length) {
     return ~ph_crc32c_more(crc, batch + sizeof head, length - sizeof head);
 }
 
-/* Out of something that may be there later. */
-static int lacks(int error) {
-    return error == ENOSPC || error == EDQUOT || error == EFBIG || error == EMFILE || error == ENFILE ||
-           error == ENOMEM;
-}
-
 static int poison(struct ph_journal *journal, const char *what, struct ph_fault *fault) {
     int error = errno;
     journal->poisoned = 1;
@@ -70,7 +64,7 @@ static int poison(struct ph_journal *journal, const char *what, struct ph_fault 
 static int lengthen(struct ph_journal *journal, uint64_t by, struct ph_fault *fault) {
     static const uint8_t zeros[64 << 10];
     int error = posix_fallocate(journal->fd, (off_t)journal->bytes, (off_t)by);
-    if (lacks(error)) {
+    if (ph_is_shortage(error)) {
         return ph_fault_set(fault, PH_ERR_STORAGE_FULL, "%s: %s", journal->path, strerror(error));
     }
     if (error != 0 && error != EOPNOTSUPP && error != EINVAL) {
@@ -80,7 +74,7 @@ static int lengthen(struct ph_journal *journal, uint64_t by, struct ph_fault *fa
     for (uint64_t done = 0; done < by;) {
         size_t part = by - done < sizeof zeros ? (size_t)(by - done) : sizeof zeros;
         ssize_t written = journal->io.write_at(journal->fd, zeros, part, (off_t)(journal->bytes + done));
-        if (written < 0 && lacks(errno)) {
+        if (written < 0 && ph_is_shortage(errno)) {
             return ph_fault_set(fault, PH_ERR_STORAGE_FULL, "%s: %s", journal->path, strerror(errno));
         }
         if (written <= 0) {
@@ -151,8 +145,8 @@ int ph_journal_create(struct ph_journal *journal, const char *path, const struct
         int error = errno;
         ph_journal_close(journal);
         journal->id = 0;
-        return ph_fault_set(fault, lacks(error) ? PH_ERR_STORAGE_FULL : PH_ERR_SYNC_FAILED, "%s: %s", temporary,
-                            strerror(error));
+        return ph_fault_set(fault, ph_is_shortage(error) ? PH_ERR_STORAGE_FULL : PH_ERR_SYNC_FAILED, "%s: %s",
+                            temporary, strerror(error));
     }
     int code = lengthen(journal, PH_JOURNAL_GROWTH_MIN, fault);
     code = code != 0 ? code : write_header(journal, identity, fault);
@@ -260,18 +254,20 @@ int ph_journal_open(struct ph_journal *journal, const char *path, const struct p
     start(journal, path);
     journal->fd = open(path, (writable ? O_RDWR : O_RDONLY) | O_CLOEXEC | O_NOFOLLOW);
     if (journal->fd < 0) {
-        int code = errno == ENOENT ? PH_ERR_COUNTERS_MISSING : PH_ERR_STATE_DIR_UNUSABLE;
-        return ph_fault_set(fault, code, "%s: %s", path, strerror(errno));
+        return errno != ENOENT ? ph_cannot_open(path, fault)
+                               : ph_fault_set(fault, PH_ERR_COUNTERS_MISSING, "%s: %s", path, strerror(errno));
     }
     journal->directory_fd = writable ? ph_open_directory_of(path) : -1;
     if (writable && journal->directory_fd < 0) {
-        ph_fault_set(fault, PH_ERR_STATE_DIR_UNUSABLE, "the directory of %s: %s", path, strerror(errno));
+        ph_cannot_open(path, fault);
         ph_journal_close(journal);
         return fault->code;
     }
     struct window window = {.data = malloc(PH_BATCH_BYTES_MAX)};
     int code = 0;
-    if (window.data == NULL || fstat(journal->fd, &status) != 0 || !S_ISREG(status.st_mode)) {
+    if (window.data == NULL) {
+        code = ph_fault_set(fault, PH_ERR_INTERNAL, "out of memory");
+    } else if (fstat(journal->fd, &status) != 0 || !S_ISREG(status.st_mode)) {
         code = corrupt(journal, "not a regular file", fault);
     } else {
         journal->inode = status.st_ino;

@@ -175,6 +175,7 @@ static int write_new_file(int fd, const struct ph_identity *identity, const stru
     if (image != NULL && getrandom(&fresh.file_id, sizeof fresh.file_id, 0) == sizeof fresh.file_id) {
         encode_identity((struct identity_sector *)(void *)image, identity, fresh.file_id);
         encode_record((struct record_sector *)(void *)(image + record_offset(0)), &fresh, &record);
+        errno = ENOSPC; /* the reason of a write that was cut short */
         if (pwrite(fd, image, PH_OBELISK_BYTES, 0) == PH_OBELISK_BYTES && fsync(fd) == 0) {
             result = 0;
         }
@@ -230,7 +231,7 @@ int ph_obelisk_create(const char *path, const struct ph_identity *identity, cons
 static int lock_exclusively(struct ph_obelisk *obelisk, struct ph_fault *fault) {
     for (int attempt = 0; flock(obelisk->fd, LOCK_EX | LOCK_NB) != 0; attempt++) {
         if (errno != EWOULDBLOCK && errno != EINTR) {
-            return ph_fault_set(fault, PH_ERR_STATE_DIR_UNUSABLE, "locking %s: %s", obelisk->path, strerror(errno));
+            return ph_cannot_open(obelisk->path, fault);
         }
         if (attempt == LOCK_ATTEMPTS) {
             return ph_fault_set(fault, PH_ERR_ALREADY_RUNNING, "%s is locked", obelisk->path);
@@ -290,14 +291,25 @@ static ssize_t system_write_at(int fd, const void *data, size_t length, off_t of
     return pwrite(fd, data, length, offset);
 }
 
+int ph_is_shortage(int error) {
+    return error == ENOSPC || error == EDQUOT || error == EFBIG || error == EMFILE || error == ENFILE ||
+           error == ENOMEM || error == ENOLCK;
+}
+
+int ph_cannot_open(const char *path, struct ph_fault *fault) {
+    int error = errno;
+    int code = ph_is_shortage(error) ? PH_ERR_INTERNAL : PH_ERR_STATE_DIR_UNUSABLE;
+    return ph_fault_set(fault, code, "%s: %s", path, strerror(error));
+}
+
 int ph_obelisk_open(struct ph_obelisk *obelisk, const char *path, int mode, struct ph_fault *fault) {
     memset(obelisk, 0, sizeof *obelisk);
     obelisk->io = (struct ph_obelisk_io){system_write_at, fdatasync};
     snprintf(obelisk->path, sizeof obelisk->path, "%s", path);
     obelisk->fd = open(path, (mode == PH_OBELISK_OWN ? O_RDWR : O_RDONLY) | O_CLOEXEC | O_NOFOLLOW);
     if (obelisk->fd < 0) {
-        int code = errno == ENOENT ? PH_ERR_OBELISK_MISSING : PH_ERR_STATE_DIR_UNUSABLE;
-        return ph_fault_set(fault, code, "%s: %s", path, strerror(errno));
+        return errno != ENOENT ? ph_cannot_open(path, fault)
+                               : ph_fault_set(fault, PH_ERR_OBELISK_MISSING, "%s: %s", path, strerror(errno));
     }
     uint8_t *file = malloc(PH_OBELISK_BYTES);
     int code = file == NULL ? ph_fault_set(fault, PH_ERR_INTERNAL, "out of memory") : 0;

@@ -96,6 +96,10 @@ int ph_obelisk_check_path(const struct ph_obelisk *obelisk, struct ph_fault *fau
 /* Makes a record durable. On failure the handle is poisoned and every later call fails too. */
 int ph_obelisk_write(struct ph_obelisk *obelisk, uint64_t ceiling, const struct ph_clock_sample *sample, int clean,
                      struct ph_fault *fault);
+/* Out of something that may be there later: room, descriptors, memory. */
+int ph_is_shortage(int error);
+/* The fault of a file that cannot be opened or looked up, by errno: one that passes when something is short. */
+int ph_cannot_open(const char *path, struct ph_fault *fault);
 /* A new owner's first act: makes the newest record, as it was read, durable in its place. */
 int ph_obelisk_settle(struct ph_obelisk *obelisk, struct ph_fault *fault);
 /* Which journal of counters, and which batch of it, the next records shall name. */

@@ -34,6 +34,8 @@ int64_t ph_host_estimate(const struct ph_known *known, int *same_boot) {
             int64_t host_ns = carried_on(known, moment.host_ns, moment.realtime_ns, moment.boottime_ns);
             estimate_ns = later(estimate_ns, host_ns);
             *same_boot = 1;
+        } else { /* another time namespace: what it says of V holds, how much time has gone by since is unknown */
+            estimate_ns = later(estimate_ns, moment.host_ns);
         }
     }
     return estimate_ns;

@@ -8,6 +8,8 @@
 #include "ph_atomic.h"
 
 #define STEP_NS 1000000
+#define TORN_NS INT64_C(100000)
+#define READINGS_MAX 4
 #define INDEX_BITS 16
 #define INDEX_MASK ((UINT64_C(1) << INDEX_BITS) - 1)
 
@@ -77,11 +79,19 @@ static int64_t host_time_of(struct ph_host_clock *clock, const struct ph_moment 
     return later(clock->realtime_ns, ph_slewed(moment->host_ns, elapsed_ns, clock->slew_per_mille));
 }
 
+/*
+ * The two clocks are read one after the other. A process that loses the processor in between reads a wall clock that
+ * seems to have stepped back, and V would lead it: such a pair is read again. A step is still there then.
+ */
 static void read_source(struct ph_host_clock *clock) {
     int64_t realtime_ns;
     int64_t boottime_ns;
-    clock->source.read(clock->source.context, &realtime_ns, &boottime_ns);
-    int64_t elapsed_ns = later(boottime_ns - clock->boottime_ns, 0);
+    int64_t elapsed_ns;
+    int tries = 0;
+    do {
+        clock->source.read(clock->source.context, &realtime_ns, &boottime_ns);
+        elapsed_ns = later(boottime_ns - clock->boottime_ns, 0);
+    } while (realtime_ns < clock->realtime_ns + elapsed_ns - TORN_NS && ++tries < READINGS_MAX);
     clock->steps_back += realtime_ns < clock->realtime_ns + elapsed_ns - STEP_NS;
     clock->realtime_ns = realtime_ns;
     clock->boottime_ns += elapsed_ns; /* never back: a reading that goes to and fro would add each step */

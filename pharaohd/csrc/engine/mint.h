@@ -72,8 +72,9 @@ int ph_mint_take_over(struct ph_mint *mint, struct ph_obelisk *obelisk, struct p
 int ph_mint_hand_over(struct ph_mint *mint, struct ph_obelisk *obelisk, struct ph_fault *fault);
 
 /*
- * Up to `count` ticks of host time's present millisecond, at least floor_tick; none, or at least `least`. The last
- * `kept_back` ticks of the millisecond are left for others.
+ * Up to `count` ticks of host time's present millisecond, at least floor_tick. None when there are less than `least`: it
+ * may be less all the same when a sibling takes some in this moment. The last `kept_back` ticks of the millisecond are
+ * left for others.
  */
 struct ph_run ph_mint_take(struct ph_mint *mint, uint64_t floor_tick, uint64_t least, uint64_t count,
                            uint64_t kept_back);

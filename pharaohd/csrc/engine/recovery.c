@@ -1,5 +1,6 @@
 #include "engine/recovery.h"
 
+#include <errno.h>
 #include <unistd.h>
 
 #include "durable/committer.h"
@@ -39,6 +40,9 @@ int ph_recover_counters(const char *path, const struct ph_identity *identity, in
     ph_journal_next_path(next_path, sizeof next_path, path);
     int code = ph_journal_open(&base, path, identity, writable, visit, counters, fault);
     *rewriting = code == 0 && access(next_path, F_OK) == 0;
+    if (code == 0 && !*rewriting && errno != ENOENT) { /* unknown is not absent */
+        code = ph_cannot_open(next_path, fault);
+    }
     if (*rewriting) {
         code = open_next(&next, next_path, &base, identity, writable, counters, fault);
     }

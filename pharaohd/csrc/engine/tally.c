@@ -2,6 +2,7 @@
 #include "engine/tally.h"
 
 #include <assert.h>
+#include <errno.h>
 #include <fnmatch.h>
 #include <stdlib.h>
 #include <string.h>
@@ -90,7 +91,7 @@ int ph_tally_open(struct ph_tally *tally, const struct ph_tally_config *config, 
     tally->mint = mint;
     tally->batches = NULL;
     if (newest->counters_id == 0 && access(config->path, F_OK) != 0) {
-        return 0;
+        return errno == ENOENT ? 0 : ph_cannot_open(config->path, fault); /* unknown is not absent */
     }
     struct ph_batches *batches = new_batches();
     if (batches == NULL) {

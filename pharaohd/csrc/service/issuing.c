@@ -20,7 +20,7 @@ enum ph_outcome ph_next_id(struct ph_call *call) {
     return PH_DONE;
 }
 
-/* Collects runs on the connection until there are `wanted` ids; what it has is kept while it waits. */
+/* Collects runs for the client until there are `wanted` ids, or no room for more runs; they are kept while it waits. */
 static int collect_runs(struct ph_call *call, uint64_t wanted) {
     struct ph_client *client = call->client;
     while (client->run_ids < wanted && client->run_count < PH_RUNS_MAX) {
@@ -32,7 +32,7 @@ static int collect_runs(struct ph_call *call, uint64_t wanted) {
         client->runs[client->run_count++] = run;
         client->run_ids += (uint32_t)run.count;
     }
-    return client->run_ids >= wanted;
+    return client->run_ids >= wanted || client->run_count == PH_RUNS_MAX;
 }
 
 enum ph_outcome ph_next_ids(struct ph_call *call) {
@@ -47,7 +47,7 @@ enum ph_outcome ph_next_ids(struct ph_call *call) {
     if (!collect_runs(call, wanted)) {
         return ph_call_wait(call);
     }
-    ph_count(&call->service->slot->ids_socket, wanted);
+    ph_count(&call->service->slot->ids_socket, client->run_ids);
     ph_put_reply(call->writer, call->request->message_id);
     ph_put_array(call->writer, client->run_count);
     for (uint32_t i = 0; i < client->run_count; i++) {

@@ -10,7 +10,9 @@
 
 static int watch(struct ph_listener *listener) {
     struct ph_reactor *reactor = listener->of->streams->reactor;
-    return ph_reactor_add(reactor, &listener->source, EPOLLIN | (listener->shared ? EPOLLEXCLUSIVE : 0U));
+    int result = ph_reactor_add(reactor, &listener->source, EPOLLIN | (listener->shared ? EPOLLEXCLUSIVE : 0U));
+    listener->missing = result != 0;
+    return result;
 }
 
 /*
@@ -77,9 +79,9 @@ static void shed_one(struct ph_listener *listener) {
         close(fd);
     }
     listeners->reserve_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
-    listeners->paused = 1; /* until ph_listeners_tend(): no spin */
-    for (uint32_t i = 0; i < listeners->count; i++) {
+    for (uint32_t i = 0; i < listeners->count; i++) { /* until ph_listeners_tend(): no spin */
         ph_reactor_remove(listeners->streams->reactor, &listeners->list[i].source);
+        listeners->list[i].missing = 1;
     }
     ph_log(listeners->streams->events, PH_LOG_ERROR, "out of file descriptors: connections are refused for a second");
 }
@@ -87,8 +89,8 @@ static void shed_one(struct ph_listener *listener) {
 static void listener_ready(struct ph_source *source, uint32_t events) {
     struct ph_listener *listener = (struct ph_listener *)(void *)source;
     (void)events;
-    if (listener->of->paused) {
-        return;
+    if (listener->missing) {
+        return; /* it was taken out in this round */
     }
     int fd = accept_one(listener);
     if (fd >= 0) {
@@ -118,10 +120,11 @@ int ph_listeners_add(struct ph_listeners *listeners, int fd, const struct ph_str
 }
 
 void ph_listeners_tend(struct ph_listeners *listeners) {
-    for (uint32_t i = 0; listeners->paused && i < listeners->count; i++) {
-        watch(&listeners->list[i]);
+    for (uint32_t i = 0; i < listeners->count; i++) {
+        if (listeners->list[i].missing) {
+            watch(&listeners->list[i]);
+        }
     }
-    listeners->paused = 0;
 }
 
 void ph_listeners_close(struct ph_listeners *listeners) { close(listeners->reserve_fd); }
