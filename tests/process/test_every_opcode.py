@@ -151,6 +151,7 @@ def fork_at(
 ) -> tuple[Values, Values]:
     """What parent and child got of a call in which the fork was, and afterwards."""
     said = os.memfd_create("said")
+    stdin = os.fstat(0)
     child = -1
 
     def act() -> None:
@@ -166,7 +167,7 @@ def fork_at(
             mine += call(client)
         mine += more(again() if client._session.closed else client)
         if child == 0:
-            os.fstat(0)  # a descriptor that is not the client's
+            assert os.path.samestat(os.fstat(0), stdin), "closed a descriptor that is not its own"
             os.pwrite(said, json.dumps(mine).encode(), 0)
     except BaseException:
         if child == 0:

@@ -463,6 +463,6 @@ def test_a_file_that_is_replaced_while_it_is_locked_is_left_alone(host: Host, mo
         other.rename(path)
         flock(descriptor, how)
 
-    monkeypatch.setattr(obelisk.fcntl, "flock", replace_first)
+    monkeypatch.setattr("pharaohd.obelisk.fcntl.flock", replace_first)
     with pytest.raises(AlreadyRunningError, match="replaced"), obelisk.exclusively(path):
         pass
