@@ -18,7 +18,7 @@ class Forked(Exception):
     """The call under way was begun by another process, which goes on with it."""
 
 def process() -> int:
-    """A number that is this process's alone among itself, its ancestors and its descendants, however they were made."""
+    """A number that tells this process from its parent and its children, however they were made."""
 
 def guarded(function: _F, /) -> _F:
     """A function or method whose result is that of one process: in a child forked meanwhile it begins again."""
@@ -66,8 +66,10 @@ class Ring:
         """Gives memory and doorbell back, as soon as no other thread uses them."""
 
 class Source:
-    last: int
-    """The greatest id of next_id and next_ids; if causal, of all."""
+    @property
+    def last(self) -> int:
+        """The greatest id of next_id and next_ids; if causal, of all."""
+
     timeout: float
     """Seconds that a call may take."""
     deadline: float
@@ -84,6 +86,9 @@ class Source:
 
     def take(self, ids: array.array[int], start: int, /) -> int:
         """Fills an array('Q') from `start` on with increasing ids of the ring. How many there were. Needs no lock."""
+
+    def note(self, id: int, /) -> None:
+        """Remembers an id in `last` if it is greater. Needs no lock."""
 
     def draw_from(self, ring: Ring | None, /) -> None:
         """Pops come from this Ring from now on, or from None."""

@@ -283,11 +283,6 @@ class Session(Source):
 
     # --- the order of this client's ids
 
-    def note(self, id: int) -> None:
-        """Remembers the greatest id. Needs no lock: see next_id."""
-        if id > self.last:
-            self.last = id
-
     def note_elsewhere(self, id: int) -> None:
         """Remembers an id that did not come out of the prefetching ring, whose older ids burn. Needs no lock."""
         self.note(id)

@@ -138,7 +138,7 @@ class Page:
         return int(ffi.cast("uintptr_t", self.struct))
 
     def close(self, state_dir: str, *, remove: bool) -> None:
-        """Gives the lock back, and takes the name away if it is not needed any more. The mapping stays."""
+        """Takes the name away if it is not needed any more. Mapping and lock stay until the process ends."""
         if self.descriptor < 0:
             return
         if remove:

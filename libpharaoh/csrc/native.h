@@ -38,7 +38,8 @@ extern PyTypeObject *ph_py_ring_type;
 extern PyTypeObject *ph_py_source_type;
 extern PyObject *ph_py_forked_error;
 
-/* A number that is this process's alone among itself, its ancestors and its descendants, however they were made. */
+/* A number that tells this process from its parent and its children, however they were made. Those that never asked may
+   have a number in common. */
 unsigned long long ph_py_process(void);
 
 double ph_py_monotonic(void);

@@ -196,6 +196,17 @@ static PyObject *source_locked(PyObject *self, PyObject *arguments) {
     return end_call(source, result, process);
 }
 
+static PyObject *source_note(PyObject *self, PyObject *object) {
+    unsigned long long id = PyLong_AsUnsignedLongLong(object);
+    if (id == (unsigned long long)-1 && PyErr_Occurred()) {
+        return NULL;
+    }
+    if (id > source_of(self)->last) {
+        source_of(self)->last = id;
+    }
+    Py_RETURN_NONE;
+}
+
 static PyObject *source_new(PyTypeObject *type, PyObject *arguments, PyObject *keywords) {
     PyObject *self = PyType_GenericAlloc(type, 0);
     (void)arguments;
@@ -233,6 +244,8 @@ static PyMethodDef methods[] = {
     {"take", source_take, METH_VARARGS,
      "take($self, ids, start, /)\n--\n\n"
      "Fills an array('Q') from `start` on with increasing ids of the ring. How many there were. Needs no lock."},
+    {"note", source_note, METH_O,
+     "note($self, id, /)\n--\n\nRemembers an id in `last` if it is greater. Needs no lock."},
     {"draw_from", source_draw_from, METH_O,
      "draw_from($self, ring, /)\n--\n\nPops come from this Ring from now on, or from None."},
     {"locked", source_locked, METH_VARARGS,
@@ -244,7 +257,7 @@ static PyMethodDef methods[] = {
 
 #define AT(field) offsetof(struct ph_py_source, field)
 static PyMemberDef members[] = {
-    {"last", T_ULONGLONG, AT(last), 0, "The greatest id of next_id and next_ids; if causal, of all."},
+    {"last", T_ULONGLONG, AT(last), READONLY, "The greatest id of next_id and next_ids; if causal, of all."},
     {"timeout", T_DOUBLE, AT(timeout), 0, "Seconds that a call may take."},
     {"deadline", T_DOUBLE, AT(deadline), READONLY, "When the call ends that has the lock."},
     {"caller", T_ULONGLONG, AT(caller), READONLY, "The process in which that call began."},

@@ -89,13 +89,8 @@ static int lengthen(struct ph_journal *journal, uint64_t by, struct ph_fault *fa
     return 0;
 }
 
-static ssize_t system_write_at(int fd, const void *data, size_t length, off_t offset) {
-    return pwrite(fd, data, length, offset);
-}
-
 static void start(struct ph_journal *journal, const char *path) {
-    *journal =
-        (struct ph_journal){.fd = -1, .directory_fd = -1, .io = {system_write_at, fdatasync}, .at = FIRST_BATCH_AT};
+    *journal = (struct ph_journal){.fd = -1, .directory_fd = -1, .io = ph_system_io, .at = FIRST_BATCH_AT};
     snprintf(journal->path, sizeof journal->path, "%s", path);
 }
 
@@ -191,7 +186,7 @@ static int read_header(struct ph_journal *journal, const struct ph_identity *ide
 
 /* A piece of the file in memory. */
 struct window {
-    uint8_t *data; /* PH_BATCH_BYTES_MAX and a sector */
+    uint8_t *data; /* PH_BATCH_BYTES_MAX */
     uint64_t at;
     uint64_t length;
     int error; /* of a read that failed: what cannot be read is not missing */

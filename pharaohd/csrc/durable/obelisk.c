@@ -291,6 +291,8 @@ static ssize_t system_write_at(int fd, const void *data, size_t length, off_t of
     return pwrite(fd, data, length, offset);
 }
 
+const struct ph_obelisk_io ph_system_io = {system_write_at, fdatasync};
+
 int ph_is_shortage(int error) {
     return error == ENOSPC || error == EDQUOT || error == EFBIG || error == EMFILE || error == ENFILE ||
            error == ENOMEM || error == ENOLCK;
@@ -304,7 +306,7 @@ int ph_cannot_open(const char *path, struct ph_fault *fault) {
 
 int ph_obelisk_open(struct ph_obelisk *obelisk, const char *path, int mode, struct ph_fault *fault) {
     memset(obelisk, 0, sizeof *obelisk);
-    obelisk->io = (struct ph_obelisk_io){system_write_at, fdatasync};
+    obelisk->io = ph_system_io;
     snprintf(obelisk->path, sizeof obelisk->path, "%s", path);
     obelisk->fd = open(path, (mode == PH_OBELISK_OWN ? O_RDWR : O_RDONLY) | O_CLOEXEC | O_NOFOLLOW);
     if (obelisk->fd < 0) {

@@ -67,6 +67,8 @@ struct ph_obelisk_io {
     int (*sync_data)(int fd);
 };
 
+extern const struct ph_obelisk_io ph_system_io;
+
 struct ph_obelisk {
     int fd;
     int poisoned;

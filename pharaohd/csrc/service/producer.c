@@ -15,7 +15,6 @@
 
 #define WANT_MILLISECONDS 4 /* the most that a ring holds ahead, in full milliseconds of ticks */
 #define FAST_SHARE 4        /* a ring that is half empty after this part of a grant's life should hold more */
-#define NS_PER_MS UINT64_C(1000000)
 
 #ifndef F_SEAL_FUTURE_WRITE
 #define F_SEAL_FUTURE_WRITE 0x0010
@@ -171,7 +170,7 @@ uint64_t ph_producer_refill(struct ph_producer *producer, struct ph_supply *supp
         }
         uint64_t ms = ph_ms_of_tick(&supply->issuer->layout, run.first_tick);
         uint64_t whole_ms = supply->now_ms > ms ? supply->now_ms - ms : 0;
-        uint64_t age_ns = whole_ms * NS_PER_MS + supply->ns_into_ms;
+        uint64_t age_ns = whole_ms * PH_NS_PER_MS + supply->ns_into_ms;
         write_slot(producer, &run, supply->monotonic_ns + producer->max_age_ns - age_ns);
         given += run.count;
     }
