@@ -1,1 +1,1 @@
-"""Speed beside its peers: `make bench`; docs/bench.md says how to read it."""
+"""Speed beside its peers: `make bench`; docs/operating/bench.md says how to read it."""

@@ -83,7 +83,7 @@ def publish(comparisons: Sequence[Comparison], facts: dict[str, str], skipped: l
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench", description="Speed beside peers; see docs/bench.md.")
+    parser = argparse.ArgumentParser(prog="python -m bench", description="Speed beside peers.")
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all by default")
     parser.add_argument("--quick", action="store_true", help="a smoke test: its figures mean nothing")
     parser.add_argument("--rounds", type=int, help="turns of each contestant (default: 7, or 2 when quick)")

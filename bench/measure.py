@@ -29,7 +29,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """What docs/bench.md asks of a figure."""
+    """What docs/operating/bench.md asks of a figure."""
 
     limit: float
     at_most: bool

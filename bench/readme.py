@@ -1,4 +1,4 @@
-"""`python -m bench.readme [--check]`: writes the README's table of speeds from the two committed runs."""
+"""`python -m bench.readme [--check]`: writes the table in docs/operating/bench.md from the two committed runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bench.native import ROOT
 from bench.report import REACHED, number
 
 RESULTS = ROOT / "bench" / "results"
-README = ROOT / "README.md"
+README = ROOT / "docs/operating/bench.md"
 REASONS = ROOT / "bench" / "reasons.toml"
 BEGIN, END = "<!-- speed: python -m bench.readme -->\n", "<!-- /speed -->\n"
 
@@ -65,14 +65,14 @@ def section() -> str:
     lines = [
         f"Medians of {late['rounds']} rounds on {late['when'][:10]} (commit {late['commit']}) and {early['when'][:10]}",
         f"({early['commit']}): {late['cpu']}, {late['cores']} cores, {late['file system of the state']}.",
-        "Crash safety on, every id verified. All figures: [bench/results](bench/results/results.md), and a",
-        "[soak](bench/results/soak.md) at full rate.",
+        "Crash safety on, every id verified. All figures: [bench/results](../../bench/results/results.md), and a",
+        "[soak](../../bench/results/soak.md) at full rate.",
         "",
         *table(verdicts, judged(RESULTS / "earlier.json")),
         "",
         *short(verdicts),
         "",
-        *(f"![{name}](bench/results/{name}.png)" for name in ("ratios", "throughput", "latency", "scale")),
+        *(f"![{name}](../../bench/results/{name}.png)" for name in ("ratios", "throughput", "latency", "scale")),
     ]
     return "\n".join(lines) + "\n"
 
@@ -85,7 +85,7 @@ def renewed(text: str) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.readme")
-    parser.add_argument("--check", action="store_true", help="only say whether README.md agrees with bench/results")
+    parser.add_argument("--check", action="store_true", help="only say whether the page agrees with bench/results")
     options = parser.parse_args(arguments)
     text = README.read_text()
     if options.check:

@@ -59,7 +59,7 @@ def number(value: float) -> str:
 
 
 def markdown(comparisons: Sequence[Comparison], facts: dict[str, str], skipped: Sequence[str]) -> str:
-    """The page of one run; docs/bench.md says how to read it."""
+    """The page of one run; docs/operating/bench.md says how to read it."""
     verdicts = [verdict for comparison in comparisons for verdict in comparison.verdicts()]
     ids = sum(one.ids for comparison in comparisons for one in comparison.series[:1])
     lines = [
@@ -67,7 +67,7 @@ def markdown(comparisons: Sequence[Comparison], facts: dict[str, str], skipped: 
         "",
         "; ".join(f"{name}: {value}" for name, value in facts.items()) + ".",
         f"Ids received and verified unique and rising: {ids:,}.",
-        "How to read this page: [docs/bench.md](../../docs/bench.md).",
+        "How to read this page: [docs/operating/bench.md](../../docs/operating/bench.md).",
         "",
         "## Beside the bars",
         "",

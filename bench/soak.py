@@ -209,7 +209,7 @@ def publish(soak: Soak, findings: Sequence[Finding], seconds: float, directory: 
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.soak", description="A soak; see docs/bench.md.")
+    parser = argparse.ArgumentParser(prog="python -m bench.soak", description="A soak; see docs/operating/bench.md.")
     parser.add_argument("seconds", nargs="?", type=float, default=600.0)
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "bench" / "soak")
     options = parser.parse_args(arguments)

@@ -89,7 +89,7 @@ def ping() -> Call[None]:
 
 
 def stats() -> Call[dict[str, Any]]:
-    """The daemon's figures, as in docs/protocol.md.
+    """The daemon's figures, as in docs/reference/protocol.md.
 
     >>> client.stats()["ids_ring"]              # doctest: +SKIP
     8192
@@ -98,7 +98,7 @@ def stats() -> Call[dict[str, Any]]:
 
 
 def cluster() -> Call[dict[str, Any]]:
-    """The cluster as the daemon sees it, as in docs/protocol.md.
+    """The cluster as the daemon sees it, as in docs/reference/protocol.md.
 
     >>> client.cluster()["owners"]                              # doctest: +SKIP
     {'a': [0, 1, 2, 3]}

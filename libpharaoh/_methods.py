@@ -35,7 +35,7 @@ class Methods:
 
     @guarded
     def stats(self) -> dict[str, Any]:
-        """The daemon's figures, as in docs/protocol.md.
+        """The daemon's figures, as in docs/reference/protocol.md.
 
         >>> client.stats()["ids_ring"]              # doctest: +SKIP
         8192
@@ -44,7 +44,7 @@ class Methods:
 
     @guarded
     def cluster(self) -> dict[str, Any]:
-        """The cluster as the daemon sees it, as in docs/protocol.md.
+        """The cluster as the daemon sees it, as in docs/reference/protocol.md.
 
         >>> client.cluster()["owners"]                              # doctest: +SKIP
         {'a': [0, 1, 2, 3]}

@@ -52,7 +52,7 @@ class BadRequestError(RequestError):
     name = "BAD_REQUEST"
     retryable = False
     message = "the request's parameters do not fit the method"
-    hint = "see the method table in docs/protocol.md"
+    hint = "see the method table in docs/reference/protocol.md"
 
 
 class UnknownMethodError(RequestError):
@@ -62,7 +62,7 @@ class UnknownMethodError(RequestError):
     name = "UNKNOWN_METHOD"
     retryable = False
     message = "no such method"
-    hint = "see the method table in docs/protocol.md; an older daemon may lack a newer method"
+    hint = "see the method table in docs/reference/protocol.md; an older daemon may lack a newer method"
 
 
 class OutOfRangeError(RequestError):
@@ -365,7 +365,7 @@ class SettingsError(StartError):
     name = "SETTINGS_INVALID"
     retryable = False
     message = "the settings are not valid"
-    hint = "docs/settings.md lists every key; `pharaohd --validate --config FILE` checks a file"
+    hint = "docs/reference/settings.md lists every key; `pharaohd --validate --config FILE` checks a file"
     exit_status = 80
 
 

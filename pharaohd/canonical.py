@@ -1,4 +1,4 @@
-"""When two schemas are the same: they have one type and one canonical form (docs/schemas.md).
+"""When two schemas are the same: they have one type and one canonical form (docs/internals/schemas.md).
 
 Two schemas that say different things never share a form; the same one written differently may have two, where telling
 would be guessing. The only import of fastavro, and that when first needed: workers and supervisor do without.

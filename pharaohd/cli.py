@@ -36,7 +36,7 @@ def main(config: Path | None, directory: Path | None, validate: bool, make_new: 
     """Hands out unique, time-ordered 64-bit ids to the processes of this host.
 
     SIGTERM and SIGINT stop it, SIGQUIT stops it without waiting, SIGHUP reads the settings again. The exit status
-    tells why it could not serve: docs/errors.md.
+    tells why it could not serve: docs/reference/errors.md.
     """
     load = partial(settings_module.load, config, directory, dict(os.environ))
     try:

@@ -74,7 +74,7 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class CountersReport:
-    """What a journal of dense counters holds: docs/counters.md."""
+    """What a journal of dense counters holds: docs/internals/counters.md."""
 
     path: str
     id: int

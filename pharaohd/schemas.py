@@ -1,4 +1,4 @@
-"""The registry of schemas: one SQLite file per coordinator, `STATE_DIR/obelisks/0042.schemas` (docs/schemas.md).
+"""The registry: one SQLite file per coordinator, `STATE_DIR/obelisks/0042.schemas` (docs/internals/schemas.md).
 
 Invariants
 - An id is `n * modulus + coordinator`, n drawn from the coordinator's own counter, which is durable before it says n

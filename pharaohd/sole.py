@@ -5,7 +5,7 @@ Invariants
   lets it go with the last of them. The page's lock (hosttime.py) says the same, and is gone with its file's name.
 - Any user may take the name first. One who is neither root nor the directory's owner is no daemon of it, and keeps none
   from starting.
-- Daemons in two network namespaces do not see each other's names: docs/hosttime.md says so.
+- Daemons in two network namespaces do not see each other's names: docs/internals/hosttime.md says so.
 """
 
 from __future__ import annotations

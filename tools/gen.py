@@ -5,10 +5,10 @@
 
 | source | generated |
 | --- | --- |
-| spec/errors.toml | libpharaoh/csrc/ph_errors.h, libpharaoh/errors.py, docs/errors.md |
+| spec/errors.toml | libpharaoh/csrc/ph_errors.h, libpharaoh/errors.py, docs/reference/errors.md |
 | libpharaoh/_calls.py | libpharaoh/_methods.py |
 | spec/statistics.toml, spec/limits.toml, spec/methods.toml | see gen_core.py |
-| SETTINGS of pharaohd/settings.py | docs/settings.md, pharaohd/csrc/service/settings.h |
+| SETTINGS of pharaohd/settings.py | docs/reference/settings.md, pharaohd/csrc/service/settings.h |
 """
 
 from __future__ import annotations
@@ -308,14 +308,14 @@ def generated(root: Path) -> Iterator[tuple[str, str]]:
     errors = read_errors((root / "spec/errors.toml").read_text())
     yield "libpharaoh/csrc/ph_errors.h", errors_header(errors)
     yield "libpharaoh/errors.py", errors_module(errors)
-    yield "docs/errors.md", errors_page(errors)
+    yield "docs/reference/errors.md", errors_page(errors)
     yield from gen_core.generated(root)
     # Only now: the settings import what was just written (and the C modules: `make setup`).
     from libpharaoh import _calls
     from pharaohd.settings import SETTINGS
 
     yield "libpharaoh/_methods.py", gen_clients.methods_module(_calls)
-    yield "docs/settings.md", settings_page(SETTINGS)
+    yield "docs/reference/settings.md", settings_page(SETTINGS)
     yield "pharaohd/csrc/service/settings.h", settings_header(SETTINGS)
 
 

@@ -77,7 +77,7 @@ def stats_header(statistics: Sequence[Entry]) -> str:
         f"struct ph_stats_slot {{\n{''.join(words)}    uint8_t pad1[{left}];\n}};\n\n"
         "/* Those that the reply to `stats` tells. */\n" + x_macro("PH_STATS_ON_WIRE", on_wire)
     )
-    about = "One worker's slot of the statistics page; docs/statistics.md says what each word means."
+    about = "One worker's slot of the statistics page; docs/reference/statistics.md says what each word means."
     return header("spec/statistics.toml", "PH_STATS_SLOT_H", about, body)
 
 
@@ -186,11 +186,11 @@ def generated(root: Path) -> Iterator[tuple[str, str]]:
     statistics = read_statistics((root / "spec/statistics.toml").read_text())
     yield "pharaohd/csrc/base/stats_slot.h", stats_header(statistics)
     yield "pharaohd/statistics.py", statistics_module(statistics)
-    yield "docs/statistics.md", statistics_page(statistics)
+    yield "docs/reference/statistics.md", statistics_page(statistics)
     limits = read_limits((root / "spec/limits.toml").read_text())
     yield "libpharaoh/csrc/ph_limits.h", limits_header(limits)
     yield "libpharaoh/_limits.py", limits_module(limits)
-    yield "docs/limits.md", limits_page(limits)
+    yield "docs/reference/limits.md", limits_page(limits)
     methods = read_methods((root / "spec/methods.toml").read_text())
     yield "pharaohd/csrc/service/method_table.h", methods_header(methods)
-    yield "docs/methods.md", methods_page(methods)
+    yield "docs/reference/methods.md", methods_page(methods)

@@ -21,7 +21,7 @@ FUNCTION_LINES_MAX = 70
 FILE_LINES_MAX = 500
 GENERATED = ("libpharaoh/errors.py",)
 
-# Who may import whom: docs/design.md. Every other directory may import what it likes but not be imported.
+# Who may import whom: docs/internals/design.md. Every other directory may import what it likes but not be imported.
 PACKAGES = {
     "libpharaoh": {"libpharaoh"},
     "pharaohd": {"libpharaoh", "pharaohd"},
@@ -34,7 +34,7 @@ PACKAGES = {
 PRODUCT = ("libpharaoh", "pharaohd")
 
 # The layers of the daemon's C core, a folder each, and what each may use: calls and includes go down only, upward by
-# functions that are set at construction. "" is the folder itself: the worker, which owns all. docs/design.md.
+# functions that are set at construction. "" is the folder itself: the worker, which owns all. docs/internals/design.md.
 CORE = "pharaohd/csrc/"
 LAYERS = {
     "base": {"base"},

@@ -1,4 +1,4 @@
-/* The only place that names memory orders. docs/memory-ordering.md lists every pair that is built from these. */
+/* The only place that names memory orders. docs/internals/memory-ordering.md lists every pair that is built from these. */
 #ifndef PH_ATOMIC_H
 #define PH_ATOMIC_H
 

@@ -74,8 +74,8 @@ struct ph_error_info {
 static inline const struct ph_error_info *ph_error_info(int code) {
     /* clang-format off */
     static const struct ph_error_info table[] = {
-        {4001, "BAD_REQUEST", "the request's parameters do not fit the method", "see the method table in docs/protocol.md", 0, 0},
-        {4002, "UNKNOWN_METHOD", "no such method", "see the method table in docs/protocol.md; an older daemon may lack a newer method", 0, 0},
+        {4001, "BAD_REQUEST", "the request's parameters do not fit the method", "see the method table in docs/reference/protocol.md", 0, 0},
+        {4002, "UNKNOWN_METHOD", "no such method", "see the method table in docs/reference/protocol.md; an older daemon may lack a newer method", 0, 0},
         {4003, "OUT_OF_RANGE", "a number is outside the permitted range", "hello names the limits", 0, 0},
         {4004, "UNSUPPORTED_PROTOCOL", "this daemon does not speak the requested protocol version", "upgrade the older side; this daemon speaks protocol 1", 0, 0},
         {4005, "AFTER_TOO_FAR", "`after` lies further in the future than clock.after_ms_max allows", "the id passed as `after` is foreign or damaged, or comes from a host whose clock is ahead of this one's", 0, 0},
@@ -105,7 +105,7 @@ static inline const struct ph_error_info *ph_error_info(int code) {
         {6006, "CLIENT_CLOSED", "this client was closed", "call libpharaoh.connect() again", 0, 0},
         {6007, "INVALID_ARGUMENT", "an argument is outside what the method takes", "see the method's docstring", 0, 0},
         {6008, "CLIENT_BUSY", "this client is in the middle of a call of this very thread", "let the signal's handler set a flag, and use the client outside of it", 0, 0},
-        {7001, "SETTINGS_INVALID", "the settings are not valid", "docs/settings.md lists every key; `pharaohd --validate --config FILE` checks a file", 0, 80},
+        {7001, "SETTINGS_INVALID", "the settings are not valid", "docs/reference/settings.md lists every key; `pharaohd --validate --config FILE` checks a file", 0, 80},
         {7002, "STATE_DIR_UNUSABLE", "the state directory cannot be used", "create host.state_dir and give it to the daemon's user, with room for 16 KiB per coordinator", 0, 81},
         {7003, "RUNTIME_DIR_UNUSABLE", "the runtime directory cannot be used", "create host.runtime_dir and give it to the daemon's user", 0, 82},
         {7004, "SOCKET_PATH_TOO_LONG", "a socket's path is longer than the kernel's 107 bytes", "choose a shorter host.runtime_dir or --dir", 0, 83},

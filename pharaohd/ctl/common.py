@@ -17,7 +17,7 @@ from pharaohd import settings as settings_module
 from pharaohd.settings import Settings
 
 EXIT_STATUSES = """Exit status: 0 done; 1 an error; 2 wrong usage; 3 no daemon; 4 degraded; 5 an Obelisk has problems;
-70 and above as the daemon's own (docs/errors.md)."""
+70 and above as the daemon's own (docs/reference/errors.md)."""
 EXIT_ERROR = 1
 EXIT_NO_DAEMON = 3
 EXIT_DEGRADED = 4

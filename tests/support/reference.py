@@ -1,6 +1,6 @@
 """What a daemon must make of a stream of frames: the reference that it is compared with (F46).
 
-It decodes with the msgpack library and applies the rules of docs/protocol.md.
+It decodes with the msgpack library and applies the rules of docs/reference/protocol.md.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What the documents say of the code is there: links, names, commands, settings, methods, bytes.
 
-The examples of docs/protocol.md are also sent to a real daemon, whose answers must have the shape that is shown.
+The examples of docs/reference/protocol.md are also sent to a real daemon: its answers have the shape that is shown.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from tests.support.records import first_record
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
-PROTOCOL = (ROOT / "docs/protocol.md").read_text()
+PROTOCOL = (ROOT / "docs/reference/protocol.md").read_text()
 LISTED_BY_PATTERN = re.compile(r"`((?:libpharaoh|pharaohd|tools|tests|demo|bench|spec|docs)/[\w./-]+\.\w+)(?::(\w+))?`")
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=NAMES)
@@ -78,8 +78,8 @@ def test_named_code_exists(page: Path) -> None:
 
 
 def test_every_source_file_has_its_reason() -> None:
-    """docs/design.md lists each file of the product, by name or as `name.*`."""
-    table = (ROOT / "docs/design.md").read_text()
+    """docs/internals/design.md lists each file of the product, by name or as `name.*`."""
+    table = (ROOT / "docs/internals/design.md").read_text()
     rows = [line for line in table.splitlines() if line.startswith("| `")]
     missing = []
     layers = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "pharaohd/csrc").iterdir() if path.is_dir())
@@ -97,10 +97,10 @@ def test_every_source_file_has_its_reason() -> None:
 
 
 def test_every_decision_is_listed() -> None:
-    design = (ROOT / "docs/design.md").read_text()
+    design = (ROOT / "docs/internals/design.md").read_text()
     for page in sorted((ROOT / "docs/decisions").glob("*.md")):
         title = page.read_text().partition("\n")[0].removeprefix("# ")
-        assert f"[{title}](decisions/{page.name})" in design
+        assert f"[{title}](../decisions/{page.name})" in design
         for part in ("**Context.**", "**Choice.**", "**Cost.**"):
             assert part in page.read_text() or "| cost |" in page.read_text(), f"{page.name} lacks {part}"
 
@@ -175,7 +175,8 @@ def test_settings_exist(page: Path) -> None:
 
 
 def test_every_exit_status_says_what_it_wants() -> None:
-    rows = re.findall(r"^\| (\d+) \| `(\w+)` \|", (ROOT / "docs/operating.md").read_text(), flags=re.MULTILINE)
+    page = (ROOT / "docs/operating/operating.md").read_text()
+    rows = re.findall(r"^\| (\d+) \| `(\w+)` \|", page, flags=re.MULTILINE)
     starts = [one for one in by_code.values() if issubclass(one, StartError)]
     assert sorted((int(status), name) for status, name in rows) == sorted((one.exit_status, one.name) for one in starts)
 
@@ -185,7 +186,7 @@ def test_every_exit_status_says_what_it_wants() -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """A message of docs/protocol.md: as bytes, and what they are said to mean."""
+    """A message of docs/reference/protocol.md: as bytes, and what they are said to mean."""
 
     direction: str
     meaning: list[object]
@@ -261,7 +262,7 @@ def asked(path: str, data: bytes) -> list[object]:
 
 
 def test_the_obelisk_s_bytes_are_where_the_table_says(tmp_path: Path) -> None:
-    page = (ROOT / "docs/obelisk.md").read_text()
+    page = (ROOT / "docs/internals/obelisk.md").read_text()
     identity_rows, record_rows = (
         {
             name: (int(offset), int(size))

@@ -39,7 +39,7 @@ def test_check_fails_on_drift_and_writes_nothing(tmp_path: Path, monkeypatch: py
         shutil.copy(ROOT / path, tmp_path / path)
     monkeypatch.setattr(gen, "ROOT", tmp_path)
     assert gen.main(["--check"]) == 0
-    page = tmp_path / "docs/errors.md"
+    page = tmp_path / "docs/reference/errors.md"
     page.write_text(page.read_text().replace("no such method", "no such thing"))
     assert gen.main(["--check"]) == 1
     assert "no such thing" in page.read_text()
@@ -120,7 +120,7 @@ def test_c_table(tmp_path: Path) -> None:
 def test_settings_page_has_every_setting() -> None:
     from pharaohd.settings import SETTINGS
 
-    page = (ROOT / "docs/settings.md").read_text()
+    page = (ROOT / "docs/reference/settings.md").read_text()
     for setting in SETTINGS:
         section = page.split(f"## [{setting.section}]\n")[1].split("\n## ")[0]
         assert f"| `{setting.key}` |" in section

@@ -3,7 +3,7 @@
  *
  * `NNNN.counters` beside the Obelisk: a header sector, then batches from the second page on, each a head with number,
  * length and CRC-32C, and records. While it is being rewritten, to leave out what no longer counts, `NNNN.counters.next`
- * is there too: batches go on in it, and once it holds everything it takes the other's name. docs/counters.md shows the
+ * is there too: batches go on in it, and once it holds everything it takes the other's name. docs/internals/counters.md shows the
  * bytes.
  *
  * Invariants

@@ -2,7 +2,7 @@
  * The Obelisk: a coordinator's crash-safe file.
  *
  * Layout: page 0 identity, page 1 ceiling record slot 0, page 2 ceiling record slot 1, page 3 reserved. Each holds one
- * 512-byte sector that validates itself. Little-endian. docs/obelisk.md shows the bytes.
+ * 512-byte sector that validates itself. Little-endian. docs/internals/obelisk.md shows the bytes.
  *
  * Invariants
  * - The identity is written once, before the file gets its name (temporary file, fsync, rename, fsync of the directory).

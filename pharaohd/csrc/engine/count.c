@@ -6,7 +6,7 @@ uint64_t ph_tally_end_of(const struct ph_tally *tally, enum ph_counter_kind kind
     switch (kind) {
     case PH_KIND_GROUP: /* int32, as Kafka's generations */
         return UINT64_C(1) << 31;
-    case PH_KIND_SCHEMA: /* n * modulus + coordinator fits 31 bits: docs/schemas.md */
+    case PH_KIND_SCHEMA: /* n * modulus + coordinator fits 31 bits: docs/internals/schemas.md */
         return (INT32_MAX - tally->config.identity.coordinator) / tally->config.identity.modulus + 1;
     default:
         return UINT64_C(1) << 63;

@@ -1,4 +1,4 @@
-/* Which method a request is for, and who may ask. The tables are the wire's vocabulary: docs/protocol.md. */
+/* Which method a request is for, and who may ask. The tables are the wire's vocabulary: docs/reference/protocol.md. */
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
