@@ -237,7 +237,13 @@ def test_a_real_daemon_answers_in_the_shape_shown() -> None:
         for request, reply in EXCHANGES:
             path = daemon.private_socket(0) if str(request.meaning[2]).startswith("@") else daemon.socket
             answer = asked(path, request.data)
-            assert shape(answer[3]) == shape(reply.meaning[3]), request.meaning
+            told, shown = shape(answer[3]), shape(reply.meaning[3])
+            if request.meaning[2] == "stats":  # a new figure needs no new example
+                assert isinstance(told, dict)
+                assert isinstance(shown, dict)
+                assert shown.items() <= told.items()
+            else:
+                assert told == shown, request.meaning
             assert answer[:2] == reply.meaning[:2]
             if reply.meaning[2] is not None:
                 assert answer[2] == reply.meaning[2]
