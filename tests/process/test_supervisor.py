@@ -544,6 +544,25 @@ def test_unusable_state_dir(daemon: Daemon) -> None:
     assert "/state" in daemon.fails_with(StateDirError)
 
 
+@pytest.mark.parametrize("kind", ["file", "link"])
+def test_private_directory_of_another_kind(daemon: Daemon, tmp_path: Path, kind: str) -> None:
+    """F51: nobody else's file or directory stands in the way of what the daemon's processes say to each other."""
+    private = daemon.directory / "private"
+    if kind == "file":
+        private.write_text("precious")
+    else:
+        (tmp_path / "elsewhere").mkdir()
+        private.symlink_to(tmp_path / "elsewhere")
+    assert "private is not a directory of this user's" in daemon.fails_with(RuntimeDirError)
+    assert private.is_symlink() or private.read_text() == "precious"
+
+
+def test_private_directory_is_closed_again(daemon: Daemon) -> None:
+    (daemon.directory / "private").mkdir(mode=0o777)
+    daemon.start()
+    assert stat.S_IMODE((daemon.directory / "private").stat().st_mode) == 0o700
+
+
 @pytest.mark.root
 def test_unwritable_directories() -> None:
     # Not under tmp_path, whose parents are closed to other users: only what is made here is opened.
