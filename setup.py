@@ -7,7 +7,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_py import build_py
 
 sys.path.insert(0, str(Path(__file__).parent))  # the builders share tools/headers.py
-from tools.headers import COMPILE_ARGS
+from tools.headers import COMPILE_ARGS, LINK_ARGS
 
 
 class BuildPy(build_py):
@@ -32,6 +32,7 @@ setup(
             ],
             define_macros=[("Py_LIMITED_API", "0x030b0000"), ("PY_SSIZE_T_CLEAN", "1")],
             extra_compile_args=COMPILE_ARGS,
+            extra_link_args=LINK_ARGS,
             py_limited_api=True,
         )
     ],

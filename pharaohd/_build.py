@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cffi import FFI
 
-from tools.headers import COMPILE_ARGS, declarations, struct
+from tools.headers import COMPILE_ARGS, LINK_ARGS, declarations, struct
 
 HERE = Path(__file__).parent
 SOURCES = HERE / "csrc"
@@ -27,5 +27,5 @@ ffi.set_source(
     sources=sorted(f"pharaohd/{file.relative_to(HERE)}" for file in SOURCES.rglob("*.c")),
     include_dirs=[str(SOURCES), str(CLIENT_SOURCES)],
     extra_compile_args=COMPILE_ARGS,
-    extra_link_args=["-pthread"],
+    extra_link_args=["-pthread", *LINK_ARGS],
 )

@@ -61,7 +61,7 @@ def test_requests(worker: Lone, directory: Path, check: Check) -> None:
 
 @pytest.mark.parametrize(
     ("method", "function", "count"),
-    [("next_id", "client_next_id", 20_000), ("next_ids", "ph_ring_take_locked", 200_000)],
+    [("next_id", "client_next_id", 20_000), ("next_ids", "source_take", 200_000)],
 )
 def test_client(
     directory: Path, check: Check, needs: Callable[[str], None], method: str, function: str, count: int
