@@ -20,7 +20,7 @@ enum ph_outcome ph_next_id(struct ph_call *call) {
     return PH_DONE;
 }
 
-/* Collects runs for the client until there are `wanted` ids, or no room for more runs; they are kept while it waits. */
+/* Collects runs for the client until there are `wanted` ids; what it has is kept while it waits. */
 static int collect_runs(struct ph_call *call, uint64_t wanted) {
     struct ph_client *client = call->client;
     while (client->run_ids < wanted && client->run_count < PH_RUNS_MAX) {
@@ -32,7 +32,7 @@ static int collect_runs(struct ph_call *call, uint64_t wanted) {
         client->runs[client->run_count++] = run;
         client->run_ids += (uint32_t)run.count;
     }
-    return client->run_ids >= wanted || client->run_count == PH_RUNS_MAX;
+    return client->run_ids >= wanted;
 }
 
 enum ph_outcome ph_next_ids(struct ph_call *call) {
