@@ -28,12 +28,11 @@ static int take_obelisk(struct ph_worker *worker, struct ph_fault *fault) {
     if (code != 0) {
         return code;
     }
-    ph_mint_init(&worker->service.mint, config->host_page, &config->identity.layout, config->identity.coordinator,
-                 config->settings.obelisk_window_ms, config->settings.clock_after_ms_max);
+    ph_mint_init(&worker->service.mint, config->host_page, &worker->syncer, &config->identity.layout,
+                 config->identity.coordinator, config->settings.obelisk_window_ms, config->settings.clock_after_ms_max);
     ph_host_clock_init(&worker->service.mint.clock, config->host_page, config->identity.coordinator, source,
                        (int64_t)config->settings.clock_forward_jump_ms_max * PH_NS_PER_MS,
                        (int64_t)config->settings.clock_slew_per_mille);
-    worker->service.mint.syncer = &worker->syncer;
     code = ph_obelisk_check(&worker->obelisk, &config->identity, fault);
     code = code != 0 ? code : ph_mint_take_over(&worker->service.mint, &worker->obelisk, fault);
     if (code != 0) {

@@ -162,13 +162,10 @@ static void step(void) {
 }
 
 static void test_each_reply_finds_its_own(void) {
-    streams.reactor = &reactor;
-    streams.events = &events;
-    streams.stats = &stats;
-    streams.now_ns = &now_ns;
-    streams.limits.output_bytes_max = 1 << 20;
+    struct ph_stream_limits limits = {.output_bytes_max = 1 << 20};
     REQUIRE(ph_reactor_open(&reactor) == 0);
-    ph_streams_init(&streams);
+    ph_streams_init(&streams, &reactor, &events, &stats, &now_ns, NULL);
+    ph_streams_limit(&streams, &limits);
     for (int i = 0; i < PEERS; i++) {
         peers[i].fd = -1;
     }

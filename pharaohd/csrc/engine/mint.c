@@ -19,9 +19,10 @@ static int64_t ns_of_ms(const struct ph_mint *mint, uint64_t ms) {
     return (int64_t)(ms + mint->issuer.layout.epoch_ms) * PH_NS_PER_MS;
 }
 
-void ph_mint_init(struct ph_mint *mint, struct ph_host_page *page, const struct ph_layout *layout, uint32_t coordinator,
-                  uint64_t window_ms, uint64_t after_ms_max) {
+void ph_mint_init(struct ph_mint *mint, struct ph_host_page *page, struct ph_syncer *syncer,
+                  const struct ph_layout *layout, uint32_t coordinator, uint64_t window_ms, uint64_t after_ms_max) {
     memset(mint, 0, sizeof *mint);
+    mint->syncer = syncer;
     mint->issuer.layout = *layout;
     mint->issuer.coordinator = coordinator;
     mint->issuer.next_tick = &page->positions[coordinator].next_tick;

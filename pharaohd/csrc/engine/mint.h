@@ -51,8 +51,8 @@ struct ph_mint {
     uint64_t tended_tick;      /* the position at the last ph_mint_tend() */
 };
 
-void ph_mint_init(struct ph_mint *mint, struct ph_host_page *page, const struct ph_layout *layout, uint32_t coordinator,
-                  uint64_t window_ms, uint64_t after_ms_max);
+void ph_mint_init(struct ph_mint *mint, struct ph_host_page *page, struct ph_syncer *syncer,
+                  const struct ph_layout *layout, uint32_t coordinator, uint64_t window_ms, uint64_t after_ms_max);
 
 /* Reads host time; all that is issued until the next reading goes by it. */
 void ph_mint_read(struct ph_mint *mint);

@@ -68,6 +68,15 @@ static struct ph_link *link_to(struct ph_links *links, uint32_t target) {
     return link;
 }
 
+void ph_links_init(struct ph_links *links, struct ph_streams *streams, const char *directory,
+                   void (*stand_in)(void *owner, struct ph_ticket ticket, const struct ph_fallback *fallback),
+                   void *owner) {
+    links->streams = streams;
+    links->directory = directory;
+    links->stand_in = stand_in;
+    links->owner = owner;
+}
+
 static struct ph_forwarded *free_entry(struct ph_link *link) {
     for (uint32_t tries = 0; tries < PH_IN_FLIGHT_MAX; tries++) {
         struct ph_forwarded *entry = &link->entries[link->next_entry++ % PH_IN_FLIGHT_MAX];

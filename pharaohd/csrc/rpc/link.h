@@ -49,6 +49,10 @@ struct ph_links {
     uint8_t frame[PH_FRAME_BYTES_MAX + 64]; /* on its way to a sibling, or back */
 };
 
+/* directory: where the sockets lie. stand_in: see struct ph_links. */
+void ph_links_init(struct ph_links *links, struct ph_streams *streams, const char *directory,
+                   void (*stand_in)(void *owner, struct ph_ticket ticket, const struct ph_fallback *fallback),
+                   void *owner);
 /*
  * Passes a request on as `method`; its reply comes back on the stream later. When there is none after timeout_ms the
  * layer above stands in, or without a fallback the client gets an error. 0, an error's code, or FULL.

@@ -19,16 +19,8 @@ void ph_service_init(struct ph_service *service, const struct ph_worker_config *
                      struct ph_events *events) {
     service->config = config;
     find_slots(service);
-    ph_streams_init(&service->streams);
-    service->streams.reactor = reactor;
-    service->streams.events = events;
-    service->streams.stats = service->slot;
-    service->streams.now_ns = &service->mint.monotonic_ns;
-    service->streams.owner = service;
-    service->links.streams = &service->streams;
-    service->links.directory = config->private_endpoints;
-    service->links.stand_in = ph_strict_stand_in;
-    service->links.owner = service;
+    ph_streams_init(&service->streams, reactor, events, service->slot, &service->mint.monotonic_ns, service);
+    ph_links_init(&service->links, &service->streams, config->private_endpoints, ph_strict_stand_in, service);
     TAILQ_INIT(&service->rings.waiting);
     LIST_INIT(&service->rings.polled);
     TAILQ_INIT(&service->stricts.list);
@@ -37,12 +29,13 @@ void ph_service_init(struct ph_service *service, const struct ph_worker_config *
 
 void ph_service_reload(struct ph_service *service) {
     const struct ph_worker_config *config = service->config;
-    service->streams.limits = (struct ph_stream_limits){
+    struct ph_stream_limits limits = {
         .connections_max = config->settings.rpc_connections_max,
         .connections_per_uid_max = config->settings.rpc_connections_per_uid_max,
         .output_bytes_max = config->settings.rpc_output_bytes_max,
         .frame_deadline_ms = config->settings.rpc_frame_deadline_ms,
     };
+    ph_streams_limit(&service->streams, &limits);
     ph_tally_set_stall(&service->tally, config->settings.rpc_stall_ms_max);
 }
 

@@ -187,11 +187,19 @@ void ph_streams_free_closed(struct ph_streams *streams) {
     }
 }
 
-void ph_streams_init(struct ph_streams *streams) {
+void ph_streams_init(struct ph_streams *streams, struct ph_reactor *reactor, struct ph_events *events,
+                     struct ph_stats_slot *stats, const uint64_t *now_ns, void *owner) {
+    streams->reactor = reactor;
+    streams->events = events;
+    streams->stats = stats;
+    streams->now_ns = now_ns;
+    streams->owner = owner;
     LIST_INIT(&streams->all);
     LIST_INIT(&streams->closed);
     TAILQ_INIT(&streams->waiting);
 }
+
+void ph_streams_limit(struct ph_streams *streams, const struct ph_stream_limits *limits) { streams->limits = *limits; }
 
 void ph_streams_close(struct ph_streams *streams) {
     while (!LIST_EMPTY(&streams->all)) {

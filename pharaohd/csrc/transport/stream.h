@@ -124,7 +124,10 @@ struct ph_streams {
     uint8_t output[PH_OUTPUT_BYTES]; /* also the layer above's, between two calls of this one */
 };
 
-void ph_streams_init(struct ph_streams *streams);
+/* now_ns: see struct ph_streams; it, and what the other addresses lead to, outlives the streams. */
+void ph_streams_init(struct ph_streams *streams, struct ph_reactor *reactor, struct ph_events *events,
+                     struct ph_stats_slot *stats, const uint64_t *now_ns, void *owner);
+void ph_streams_limit(struct ph_streams *streams, const struct ph_stream_limits *limits);
 /* Hangs up on all. */
 void ph_streams_close(struct ph_streams *streams);
 /* Goes on with requests that had to wait, those that waited longest first. */
