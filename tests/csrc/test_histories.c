@@ -368,10 +368,9 @@ static void spawn(uint32_t c, int fails_at) {
         return;
     }
     worker->obelisk.io = (struct ph_obelisk_io){disk_write, disk_sync};
-    ph_mint_init(&worker->mint, w->page, &layout, c, WINDOW_MS, 1000);
+    ph_mint_init(&worker->mint, w->page, &worker->syncer, &layout, c, WINDOW_MS, 1000);
     ph_host_clock_init(&worker->mint.clock, w->page, c, source, JUMP_NS, SLEW);
     memcpy(worker->mint.boot_id, w->boot_id, 16);
-    worker->mint.syncer = &worker->syncer;
     worker->mint.tend_ms = TEND_MS;
     syncing = worker;
     sync_fails = fails_at;

@@ -39,11 +39,10 @@ static void set_up(void) {
     memset(&syncer, 0, sizeof syncer);
     struct ph_moment moment = {.host_ns = wall_ns, .boottime_ns = boot_ns, .realtime_ns = wall_ns};
     ph_host_page_set_moment(&page, &moment);
-    ph_mint_init(&mint, &page, &layout, 2, 250, 1000);
+    ph_mint_init(&mint, &page, &syncer, &layout, 2, 250, 1000);
     ph_host_clock_init(&mint.clock, &page, 2, (struct ph_clock_source){read_fake, NULL}, 300000 * MS, 10);
     pthread_mutex_init(&syncer.mutex, NULL);
     pthread_cond_init(&syncer.wanted, NULL);
-    mint.syncer = &syncer;
     ph_mint_read(&mint);
     syncer.durable_ceiling = &page.positions[2].durable_ceiling;
     mint.requested_ceiling = *syncer.durable_ceiling = tick(START_MS + 250);
