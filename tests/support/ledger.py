@@ -17,7 +17,7 @@ from typing import NamedTuple
 from libpharaoh.scarab import Layout
 
 ROW_WORDS = 4
-ROWS_MAX = 1 << 22
+ROWS_MAX = 1 << 23
 UNKNOWN = (1 << 64) - 1
 """Stands for the first value of a call that was sent and not answered: it may have taken as many as it asked for."""
 
