@@ -43,6 +43,8 @@ class WorkerSpec:
     """Where the statistics page (struct ph_stats_header) is mapped in this process."""
     host_page_address: int
     """Where the host's page (struct ph_host_page) is mapped in this process."""
+    core_settings: Any
+    """struct ph_settings *, of `settings`."""
     settings: Settings
 
 

@@ -31,6 +31,7 @@ from pharaohd import hosttime, log, manifest, policy, process, sole
 from pharaohd import settings as settings_module
 from pharaohd.children import ROUTER, ChildProcess, ChildSlot
 from pharaohd.contract import RouterEntry, RouterSpec, WorkerEntry, WorkerSpec
+from pharaohd.core_settings import core_settings
 from pharaohd.resources import HostResources, converted
 from pharaohd.settings import Settings
 from pharaohd.stats import NO_COORDINATOR, Page, WorkerState, new_slot
@@ -256,6 +257,7 @@ class Supervisor:
             control_fd=control_fd,
             stats_address=self._page.address,
             host_page_address=self._host_page.address,
+            core_settings=core_settings(self._settings),
             settings=self._settings,
         )
         return partial(self._work, spec)

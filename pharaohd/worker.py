@@ -13,7 +13,8 @@ from libpharaoh.errors import InternalError, StartError
 from pharaohd import __version__, hosttime, log, obelisk
 from pharaohd._core import ffi, lib
 from pharaohd.contract import WorkerSpec
-from pharaohd.settings import SETTINGS, Settings, with_values
+from pharaohd.core_settings import core_settings
+from pharaohd.settings import with_values
 
 LEVELS = {lib.PH_LOG_INFO: "info", lib.PH_LOG_WARNING: "warning", lib.PH_LOG_ERROR: "error"}
 READY = json.dumps({"event": "ready"}).encode() + b"\n"
@@ -100,16 +101,7 @@ class Worker:
     def _reload(self, values: dict[str, dict[str, Any]]) -> None:
         self._settings = with_values(self._settings, values)
         log.configure(self._settings.log.level, self._settings.log.format)
-        core = ffi.new("struct ph_settings *")
-        fill_settings(core, self._settings)
-        lib.ph_worker_reload(self._handle, core)
-
-
-def fill_settings(core: Any, settings: Settings) -> None:
-    """Struct ph_settings, which is made from the same declarations."""
-    for one in SETTINGS:
-        if one.core:
-            setattr(core, one.core_name, settings.value(one))
+        lib.ph_worker_reload(self._handle, core_settings(self._settings))
 
 
 def make_config(spec: WorkerSpec) -> tuple[Any, list[Any]]:
@@ -130,7 +122,7 @@ def make_config(spec: WorkerSpec) -> tuple[Any, list[Any]]:
     config.private_fd, config.control_fd = spec.private_fd, spec.control_fd
     config.stats = ffi.cast("struct ph_stats_header *", spec.stats_address)
     config.slot = spec.slot
-    fill_settings(config.settings, settings)
+    config.settings = spec.core_settings[0]
     clock = hosttime.Clock(settings)
     config.clock_offset_ns = clock.offset
     config.host_page = ffi.cast("struct ph_host_page *", spec.host_page_address)

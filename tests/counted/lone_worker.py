@@ -13,6 +13,7 @@ from pathlib import Path
 
 from pharaohd import hosttime, log, manifest, obelisk, settings, stats, worker
 from pharaohd.contract import WorkerSpec
+from pharaohd.core_settings import core_settings
 
 NO_WATCHING = {
     "PHARAOHD_CLUSTER_COORDINATORS": "1",
@@ -59,6 +60,7 @@ def main(directory: Path) -> int:
                 control_fd=control.detach(),
                 stats_address=page.address,
                 host_page_address=host_page.address,
+                core_settings=core_settings(chosen),
                 settings=chosen,
             )
         )
