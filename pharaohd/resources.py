@@ -5,8 +5,8 @@ Invariants
   cleaner can unlink.
 - `coordinators/` is locked too, on a descriptor that every child keeps: flock() lives on in children, so the lock is
   free only when the last child of a killed supervisor has gone. Until then its sockets and files are in use.
-- A socket is made under a mask that shuts everyone out, and opened to its group only when it belongs to it. The
-  router's stays shut: it is for the workers.
+- A socket is made under a mask that shuts everyone out, and opened to its group only when it belongs to it. Those
+  in `private/` stay shut, and so does their directory: over them the daemon's own processes ask each other.
 """
 
 from __future__ import annotations

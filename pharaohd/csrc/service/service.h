@@ -98,7 +98,7 @@ struct ph_call {
 
 typedef enum ph_outcome ph_method(struct ph_call *call);
 
-#include "service/method_table.h"
+#include "service/method_table.h" /* here, for it needs the type */
 
 static inline struct ph_service *ph_service_of(const struct ph_stream *stream) { return stream->streams->owner; }
 
