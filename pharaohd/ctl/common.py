@@ -47,10 +47,18 @@ class Target:
         return dataclasses.replace(loaded, host=dataclasses.replace(loaded.host, state_dir=self.state_dir))
 
     def files(self) -> Settings:
-        """The settings of commands that look at files, which a socket does not name. Raises UsageError."""
-        if self.socket is not None and self.dir is None and self.config is None and self.state_dir is None:
-            raise click.UsageError("this command looks at files: name them by --dir, --config or --state-dir")
-        return self.settings()
+        """The settings of commands that look at files, which a socket does not name. Raises UsageError.
+
+        Who named a daemon by its socket alone means that one's files, and not those of the default settings.
+        """
+        loaded = self.settings()
+        named = self.socket or os.environ.get("PHARAOH_SOCKET") or loaded.host.socket_path
+        at_hand = self.dir or self.config or self.state_dir or os.environ.get("PHARAOHD_CONFIG")
+        if not at_hand and os.path.realpath(named) != os.path.realpath(loaded.host.socket_path):
+            raise click.UsageError(
+                f"this command looks at files, which {named} does not name: say --dir, --config or --state-dir"
+            )
+        return loaded
 
     def socket_path(self) -> str:
         """--socket, else that of --dir or --config, else PHARAOH_SOCKET, else the daemon's default."""

@@ -105,7 +105,7 @@ def obelisk_group() -> None:
 @click.argument("which", metavar="PATH|N")
 def inspect_command(target: Target, which: str) -> None:
     """What a file holds, sound or not; judges nothing. Also while its worker serves."""
-    loaded = target.files()
+    loaded = target.files() if is_number(which) else target.settings()
     path = obelisk_path(loaded, coordinator_of(which, loaded)) if is_number(which) else which
     report = obelisk.inspect(path)
     facts = facts_of_report(report)
@@ -126,7 +126,8 @@ def verify_command(target: Target, which: tuple[str, ...]) -> int:
     N is judged against the settings; a PATH only by itself. Without arguments: every coordinator that this host owns
     or that its state directory has ever had.
     """
-    loaded = target.files()
+    by_itself = which and not any(is_number(text) for text in which)
+    loaded = target.settings() if by_itself else target.files()
     rows = [verified_path(text, loaded) for text in which if not is_number(text)]
     numbers = [coordinator_of(text, loaded) for text in which if is_number(text)] if which else coordinators_of(loaded)
     rows += [verified(number, loaded) for number in numbers]

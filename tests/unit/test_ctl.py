@@ -341,10 +341,15 @@ def test_all_are_those_that_the_manifest_names(capsys: pytest.CaptureFixture[str
     assert (status, [row["coordinator"] for row in json.loads(out)]) == (0, [0, 1])
 
 
-def test_files_are_not_named_by_a_socket(capsys: pytest.CaptureFixture[str]) -> None:
-    status, _, err = run(capsys, "obelisk", "verify", "--socket", "/tmp/rpc.sock")
-    assert status == 2
-    assert "--state-dir" in err
+def test_files_are_not_named_by_a_socket(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever named a daemon by its socket does not mean the files of the default settings."""
+    monkeypatch.delenv("PHARAOH_SOCKET", raising=False)
+    for arguments in (["--socket", "/tmp/rpc.sock"], []):
+        status, _, err = run(capsys, "obelisk", "verify", *arguments)
+        assert status == 2
+        assert "--state-dir" in err
+        assert "/tmp/rpc.sock" in err
+        monkeypatch.setenv("PHARAOH_SOCKET", "/tmp/rpc.sock")
 
 
 def test_several_or_all_are_bumped_at_once(capsys: pytest.CaptureFixture[str], state: State) -> None:
