@@ -37,6 +37,7 @@ from libpharaoh.errors import (
     ClientClosedError,
     ConnectFailedError,
     ConnectionLostError,
+    InvalidArgumentError,
     PharaohError,
     ProtocolViolationError,
     TimedOutError,
@@ -68,10 +69,14 @@ async def connect(
 class AsyncClient(AsyncMethods):
     """Made by `connect`. The tasks of one event loop may share it. A cancelled call's ids are lost, never given twice.
 
+    It may be used in one event loop after the other, as with several calls of `asyncio.run`, but not in two at once.
+
     >>> async with await aio.connect() as client:   # doctest: +SKIP
     ...     ids = await client.next_ids(100)
     """
 
+    _loop: asyncio.AbstractEventLoop | None
+    """The one that it is used in."""
     _pipelines: list[_Pipeline]
     """New requests go over the last one. Those before it are broken; some of their requests may still be answered."""
 
@@ -87,6 +92,7 @@ class AsyncClient(AsyncMethods):
         >>> await client.next_id()                  # doctest: +SKIP
         408559031853465647
         """
+        self._enter_loop()
         id = self._session.pop()
         if id:
             return id
@@ -110,6 +116,7 @@ class AsyncClient(AsyncMethods):
         10000
         """
         whole_number(n, "n", 1, IDS_PER_CALL_MAX)
+        self._enter_loop()
         if self._session.ring_may_be_had():
             return await _in_thread(partial(self._blocking.next_ids, n))
         ids = array.array("Q")
@@ -187,6 +194,7 @@ class AsyncClient(AsyncMethods):
 
         >>> await client.close()                    # doctest: +SKIP
         """
+        self._enter_loop()
         self._session.closed = True  # no new pipeline from here on
         for pipeline in self._pipelines:
             await pipeline.close(ClientClosedError())
@@ -210,13 +218,25 @@ class AsyncClient(AsyncMethods):
             pipeline.abandon()
         self._start_anew()
 
+    def _enter_loop(self) -> None:
+        """Begins each call. One event loop may come after the other: what belonged to the last one is let go."""
+        loop = asyncio.get_running_loop()
+        if loop is self._loop:
+            return
+        if self._loop is not None and self._loop.is_running():
+            raise InvalidArgumentError("this client is in use in another event loop, which is running")
+        self._start_anew()
+        self._loop = loop
+
     def _start_anew(self) -> None:
+        self._loop = None
         self._pipelines = []
         self._connecting = asyncio.Lock()
         self._turn = asyncio.Lock()
 
     async def _retry(self, attempt: Callable[[TimeBudget], Awaitable[_T]]) -> _T:
         """As `Session.retry`."""
+        self._enter_loop()
         backoff = Backoff(time.monotonic() + self._timeout)
         told: PharaohError | None = None
         attempt_s = ATTEMPT_SECONDS
@@ -396,7 +416,8 @@ class _Pipeline:
             error = ConnectionLostError(f"{self.path}: {cause.strerror or cause}")
         except ProtocolViolationError as violation:
             error = violation
-        self._fail(error)
+        finally:  # also when the event loop ends
+            self._fail(error)
 
     def _close_if_idle(self) -> None:
         """Closes what is of no more use, once nobody waits for a reply of it."""

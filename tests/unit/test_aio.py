@@ -369,6 +369,36 @@ def test_requests_on_a_connection_that_was_given_up_end_with_the_client(plain: F
         go_on.set()
 
 
+@pytest.mark.parametrize("rings", [True, False])
+def test_one_event_loop_after_the_other(tmp_path: Path, rings: bool) -> None:
+    """As several calls of asyncio.run have it. What was at hand stays, ids rise on, nothing is left open."""
+    with FakeDaemon(tmp_path, rings=rings) as daemon:
+        client = asyncio.run(aio.connect(daemon.path, rings=rings))
+        ids = []
+
+        async def use() -> None:
+            ids.append(await client.next_id())
+            await asyncio.gather(*(client.get_timestamp("a") for _ in range(20)))
+            ids.extend(await client.next_ids(50))
+
+        for _ in range(3):
+            asyncio.run(use())
+        asyncio.run(client.close())
+        assert increasing(ids)
+
+
+def test_two_event_loops_at_once_are_refused(plain: FakeDaemon) -> None:
+    async def main() -> None:
+        client = await aio.connect(plain.path, rings=False)
+        await client.next_id()
+        with pytest.raises(InvalidArgumentError, match="another event loop"):
+            await asyncio.to_thread(asyncio.run, client.next_id())
+        assert await client.next_id()
+        await client.close()
+
+    asyncio.run(main())
+
+
 def test_close(ringed: FakeDaemon) -> None:
     before = open_descriptors()
 
