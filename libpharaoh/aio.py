@@ -416,8 +416,10 @@ class _Pipeline:
             error = ConnectionLostError(f"{self.path}: {cause.strerror or cause}")
         except ProtocolViolationError as violation:
             error = violation
-        finally:  # also when the event loop ends
+        except asyncio.CancelledError:  # the event loop ends
             self._fail(error)
+            raise
+        self._fail(error)
 
     def _close_if_idle(self) -> None:
         """Closes what is of no more use, once nobody waits for a reply of it."""
