@@ -114,6 +114,7 @@ class Supervisor:
         with converted(StateDirError, state_dir):
             if self._resources.state_on_memory():
                 self._log.warning("the state directory is lost when this machine restarts", state_dir=state_dir)
+            self._check_what_is_there(manifest.read(state_dir))
             manifest.ensure(state_dir, self._settings.host.owns, self._create, may_be_new=self._may_be_new)
             self._hold_name(manifest.directory_id(state_dir))
             self._host_page, started = hosttime.start(self._settings, hosttime.Clock(self._settings))
@@ -126,6 +127,13 @@ class Supervisor:
             self._log.warning("ids are ahead of the wall clock", ahead_ms=started.ahead_ms)
         if started.wait_ms > self._settings.obelisk.window_ms:
             self._log.warning("ids wait until host time reaches what was reserved", wait_ms=started.wait_ms)
+
+    def _check_what_is_there(self, known: manifest.Coordinators) -> None:
+        """Before anything is made beside it: files of other settings would stay, and refuse the old ones too."""
+        if any(coordinator not in known for coordinator in self._settings.host.owns):
+            made = [coordinator for coordinator, state in known.items() if state == "created"]
+            with hosttime.locked_records(self._settings, made):
+                pass
 
     def _hold_name(self, id: bytes) -> None:
         try:

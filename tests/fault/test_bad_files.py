@@ -216,6 +216,7 @@ def test_a_bad_file(
         ({"cluster": {"layout": "40-10-14"}}, ObeliskChangedError, None),
         ({"cluster": {"epoch": "2024-01-01T00:00:00Z"}}, ObeliskChangedError, None),
         ({"cluster": {"coordinators": 3}, "host": {"owns": "0-1"}}, ObeliskChangedError, None),
+        ({"cluster": {"coordinators": 4}}, ObeliskChangedError, None),  # two more, which must not be made
         ({"rpc": {"group": "no-such-group"}}, GroupUnknownError, None),
     ],
 )
