@@ -345,7 +345,7 @@ class InvalidArgumentError(ClientError):
     name = "INVALID_ARGUMENT"
     retryable = False
     message = "an argument is outside what the method takes"
-    hint = "see the method's docstring"
+    hint = "see the method's docstring, or --help of the command"
 
 
 class ClientBusyError(ClientError):

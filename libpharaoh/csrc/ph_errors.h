@@ -103,7 +103,7 @@ static inline const struct ph_error_info *ph_error_info(int code) {
         {6004, "PROTOCOL_VIOLATION", "the daemon's answer does not follow the protocol", "is another program listening on this socket?", 0, 0},
         {6005, "REGRESSION", "an id is not greater than one that this client had before; it was not handed out", "two daemons may own one coordinator: run `pharaohctl obelisk verify` on every host", 0, 0},
         {6006, "CLIENT_CLOSED", "this client was closed", "call libpharaoh.connect() again", 0, 0},
-        {6007, "INVALID_ARGUMENT", "an argument is outside what the method takes", "see the method's docstring", 0, 0},
+        {6007, "INVALID_ARGUMENT", "an argument is outside what the method takes", "see the method's docstring, or --help of the command", 0, 0},
         {6008, "CLIENT_BUSY", "this client is in the middle of a call of this very thread", "let the signal's handler set a flag, and use the client outside of it", 0, 0},
         {7001, "SETTINGS_INVALID", "the settings are not valid", "docs/reference/settings.md lists every key; `pharaohd --validate --config FILE` checks a file", 0, 80},
         {7002, "STATE_DIR_UNUSABLE", "the state directory cannot be used", "create host.state_dir and give it to the daemon's user, with room for 16 KiB per coordinator", 0, 81},
