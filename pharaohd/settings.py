@@ -228,8 +228,8 @@ class Host:
 class Obelisk:
     window_ms: int = setting(
         250, integer(10, 60_000), "How far ahead of host time a ceiling is reserved. It grows to four times the time "
-        "of a slow sync, and by up to 2 s for a coordinator that is asked only now and then. After a power cut that comes "
-        "back sooner than that, ids wait for host time to get there.", unit="ms", core=True,
+        "of a slow sync, and by up to 2 s for a coordinator that is asked only now and then. After a power cut that "
+        "comes back sooner than that, ids wait for host time to get there.", unit="ms", core=True,
     )  # fmt: skip
 
 
