@@ -18,9 +18,7 @@ def require_packages(command: str) -> None:
     missing = [name for name in PACKAGES if find_spec(name) is None]
     if missing:
         names = ", ".join(missing)
-        sys.exit(
-            f"{command}: packages that it needs are not installed ({names}): install pharaoh with its extra [daemon]"
-        )
+        sys.exit(f"{command}: packages that it needs are not installed ({names}): pip install 'pharaoh[daemon]'")
 
 
 def daemon() -> None:

@@ -44,5 +44,5 @@ def test_one_that_is_missing_is_named(
     monkeypatch.setattr(sys, "argv", [name, "--no-such-option"])
     with pytest.raises(SystemExit) as ended:
         command()
-    said = f"{name}: packages that it needs are not installed ({missing}): install pharaoh with its extra [daemon]"
+    said = f"{name}: packages that it needs are not installed ({missing}): pip install 'pharaoh[daemon]'"
     assert ended.value.code == said
