@@ -18,6 +18,7 @@ Invariants
 
 from __future__ import annotations
 
+import math
 import os
 import time
 import weakref
@@ -100,15 +101,15 @@ class Session(Source):
         """Takes the lock and tries until the call's time is over."""
         return self.locked(self._try, attempt)
 
-    def _try(self, attempt: Callable[[TimeBudget], _T]) -> _T:
+    def _try(self, attempt: Callable[[TimeBudget], _T], deadline: float = math.inf) -> _T:
         if self.closed:
             raise ClientClosedError
-        return self.retry(self.deadline, attempt)
+        return self.retry(min(deadline, self.deadline), attempt)
 
     def retry(self, deadline: float, attempt: Callable[[TimeBudget], _T]) -> _T:
         """Repeats a request for as long as its error may pass. Every repetition gets new ids; the lost ones burn.
 
-        Each attempt has twice the attempt_s of the one before: little while another worker may answer at once, and in
+        Each attempt has twice the time of the one before: little while another worker may answer at once, and in
         the end enough for one that has reason to be slow.
         """
         backoff = Backoff(deadline)
@@ -230,14 +231,7 @@ class Session(Source):
 
     def one_more(self, deadline: float) -> int:
         """One id, by `deadline` at the latest: for a call that has waited elsewhere before."""
-
-        def attempt() -> int:
-            if self.closed:
-                raise ClientClosedError
-            runs = self.retry(min(deadline, self.deadline), lambda budget: self._runs_once(1, budget))
-            return runs[0][0]
-
-        return self.locked(attempt)
+        return self.locked(self._try, lambda budget: self._runs_once(1, budget), deadline)[0][0]
 
     def _await_grant(self, ring: Ring) -> int:
         """An id from an empty ring, or 0 when none came within about 50 ms."""

@@ -371,7 +371,7 @@ class _Pipeline:
                 async with asyncio.timeout(budget.until() - time.monotonic()):
                     return await self._exchange(method, params)
         except TimeoutError:
-            # The next request goes elsewhere. Those under way keep their own attempt_s: a dense one has more of it.
+            # The next request goes elsewhere. Those under way keep their own time: a dense one has more of it.
             self.broken = self.broken or TimedOutError(f"{method} on {self.path}")
             self._close_if_idle()
             raise TimedOutError(f"{method} on {self.path}") from None

@@ -26,7 +26,8 @@ static void yield(struct ph_listener *listener) {
     }
 }
 
-struct ph_user *ph_user_of(struct ph_streams *streams, uid_t uid) {
+/* The entry of a user, made if need be; NULL when there are too many users. */
+static struct ph_user *user_of(struct ph_streams *streams, uid_t uid) {
     struct ph_user *unused = NULL;
     for (size_t i = 0; i < PH_UIDS_MAX; i++) {
         if (streams->users[i].connections > 0 && streams->users[i].uid == uid) {
@@ -56,7 +57,7 @@ static void admit(struct ph_listener *listener, int fd) {
         return;
     }
     uid_t uid = peer_uid(fd);
-    struct ph_user *user = ph_user_of(streams, uid);
+    struct ph_user *user = user_of(streams, uid);
     if (streams->stats->connections >= streams->limits.connections_max || user == NULL ||
         user->connections >= streams->limits.connections_per_uid_max) {
         ph_log(streams->events, PH_LOG_WARNING, "connection of uid %u refused: too many connections", (unsigned)uid);

@@ -211,7 +211,8 @@ void ph_streams_close(struct ph_streams *streams) {
 
 /* --- bytes out */
 
-void ph_stream_violation(struct ph_stream *stream, const char *what) {
+/* Hangs up on a peer that broke a rule, and says so. */
+static void violation(struct ph_stream *stream, const char *what) {
     struct ucred peer = {.uid = (uid_t)-1};
     socklen_t length = sizeof peer;
     getsockopt(stream->source.fd, SOL_SOCKET, SO_PEERCRED, &peer, &length);
@@ -231,7 +232,7 @@ static void account(struct ph_stream *stream) {
     user->bytes += kept_bytes - stream->kept_bytes;
     stream->kept_bytes = kept_bytes;
     if (user->bytes > PH_UID_BYTES_MAX) {
-        ph_stream_violation(stream, "this user's connections hold too much");
+        violation(stream, "this user's connections hold too much");
     }
 }
 
@@ -324,7 +325,7 @@ static enum ph_outcome serve_message(struct ph_stream *stream, enum ph_message_k
 static void refuse(struct ph_stream *stream, const char *rule) {
     char what[128];
     snprintf(what, sizeof what, "malformed frame: %s", rule);
-    ph_stream_violation(stream, what);
+    violation(stream, what);
 }
 
 /* Serves whole frames; returns how many bytes they were. Replies of one batch leave in one write. */
@@ -478,7 +479,7 @@ void ph_streams_check_deadlines(struct ph_streams *streams) {
                          *stream->streams->now_ns - stream->frame_started_ns > deadline_ns;
         int stuck = stream->output_length > 0 && *stream->streams->now_ns - stream->output_moved_ns > deadline_ns;
         if (half_frame || stuck) {
-            ph_stream_violation(stream, half_frame ? "a frame was not completed in time" : "replies are not read");
+            violation(stream, half_frame ? "a frame was not completed in time" : "replies are not read");
         }
         stream = next;
     }

@@ -139,8 +139,6 @@ void ph_streams_free_closed(struct ph_streams *streams);
 struct ph_stream *ph_stream_open(struct ph_streams *streams, int fd, const struct ph_stream_kind *kind,
                                  struct ph_user *user);
 void ph_stream_close(struct ph_stream *stream);
-/* Hangs up on a peer that broke a rule, and says so. */
-void ph_stream_violation(struct ph_stream *stream, const char *what);
 void ph_stream_send(struct ph_stream *stream, const uint8_t *data, size_t length);
 void ph_stream_send_error(struct ph_stream *stream, uint32_t message_id, int code, const char *detail);
 
@@ -150,9 +148,6 @@ struct ph_ticket ph_stream_defer(struct ph_stream *stream, uint32_t message_id, 
 struct ph_stream *ph_stream_settle(struct ph_streams *streams, struct ph_ticket ticket);
 /* Likewise, but the reply is still to come. */
 struct ph_stream *ph_stream_find(const struct ph_streams *streams, struct ph_ticket ticket);
-
-/* listener.c: the entry of a user, made if need be; NULL when there are too many users. */
-struct ph_user *ph_user_of(struct ph_streams *streams, uid_t uid);
 
 static inline void ph_user_count_ring(struct ph_user *user, int by) { user->rings += (uint32_t)by; }
 
